@@ -1,0 +1,1 @@
+"""A one-block GPT-2 that learns one sentence in stages, on PyTorch Lightning."""

@@ -1,0 +1,159 @@
+"""A character tokenizer: every distinct character of the training text is one symbol."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+PAD = "<pad>"
+UNK = "<unk>"
+
+
+class UnknownCharacterError(ValueError):
+    """A text holds a character that the vocabulary lacks."""
+
+
+class VocabularyError(ValueError):
+    """A mapping or a file is no vocabulary."""
+
+
+def normalize(text: str) -> str:
+    r"""Bring ``text`` to Unicode's composed form, NFC (Unicode Standard Annex 15).
+
+    Vietnamese typed on a Mac arrives decomposed: ``à`` as ``a`` and a combining grave accent. It looks
+    the same and means the same, so it gets the same ids.
+
+    >>> len("a\u0300"), len(normalize("a\u0300"))
+    (2, 1)
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+class CharTokenizer:
+    """Text to ids and back, one character at a time.
+
+    Args:
+        vocab: Symbol to id. The ids are taken as they are: the weights of a trained model know its
+            symbols by these numbers, so a vocabulary is kept, never worked out again.
+
+    Raises:
+        VocabularyError: If the ids are not ``0 … len(vocab) - 1``, a symbol is neither one character nor
+            ``<pad>`` or ``<unk>``, or one of these two is missing.
+
+    >>> tokenizer = CharTokenizer.from_text("chào")
+    >>> tokenizer.vocab
+    {'c': 0, 'h': 1, 'o': 2, 'à': 3, '<pad>': 4, '<unk>': 5}
+    >>> tokenizer.encode("hào")
+    [1, 3, 2]
+    >>> tokenizer.decode([1, 3, 2])
+    'hào'
+    """
+
+    def __init__(self, vocab: Mapping[str, int]) -> None:
+        check_vocab(vocab)
+        self.vocab = dict(vocab)
+        self._symbols = sorted(self.vocab, key=self.vocab.__getitem__)
+
+    @classmethod
+    def from_text(cls, text: str) -> CharTokenizer:
+        """Make the vocabulary of ``text``: its characters by code point, then ``<pad>`` and ``<unk>``.
+
+        Raises:
+            VocabularyError: If ``text`` holds a lone surrogate, which no UTF-8 file can keep.
+        """
+        return cls({symbol: i for i, symbol in enumerate([*sorted(set(normalize(text))), PAD, UNK])})
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    def encode(self, text: str, *, allow_unknown: bool = False) -> list[int]:
+        """Turn ``text`` into ids, one for each character of its composed form.
+
+        Args:
+            text: Any text; it is brought to NFC first.
+            allow_unknown: Give a character that the vocabulary lacks the id of ``<unk>``.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character; the message names the first one
+                and its position in the composed text, counted from 1.
+
+        >>> CharTokenizer.from_text("chào").encode("chú")
+        Traceback (most recent call last):
+        ...
+        tinygpt_lightning.tokenizer.UnknownCharacterError: character 'ú' (U+00FA) at position 3 of 'chú' is not \
+in the vocabulary; it knows 'choà'
+        """
+        text = normalize(text)
+        unknown = self.vocab[UNK] if allow_unknown else None
+        ids = [self.vocab.get(character, unknown) for character in text]
+        if None in ids:
+            position = ids.index(None)
+            character = text[position]
+            known = "".join(symbol for symbol in self._symbols if len(symbol) == 1)
+            raise UnknownCharacterError(
+                f"character {character!r} (U+{ord(character):04X}) at position {position + 1} of {text!r} "
+                f"is not in the vocabulary; it knows {known!r}"
+            )
+        return [i for i in ids if i is not None]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text; ``<pad>`` and ``<unk>`` appear by name.
+
+        Raises:
+            ValueError: If an id is outside the vocabulary.
+        """
+        ids = list(ids)
+        for i in ids:
+            if not 0 <= i < len(self):
+                raise ValueError(f"expected ids from 0 to {len(self) - 1}, got {i}")
+        return "".join(self._symbols[i] for i in ids)
+
+    def resorted(self) -> CharTokenizer:
+        """Number the symbols anew in the order of their text, specials included.
+
+        This is what the original project does whenever it reads a saved vocabulary, by mistake: ``<`` sorts
+        between ``:`` and ``A``, so most ids move. Doing it again changes nothing more. It is here to study
+        what it does to a model; nothing else should use it.
+
+        >>> CharTokenizer.from_text("chào").resorted().vocab
+        {'<pad>': 0, '<unk>': 1, 'c': 2, 'h': 3, 'o': 4, 'à': 5}
+        """
+        return CharTokenizer({symbol: i for i, symbol in enumerate(sorted(self.vocab))})
+
+    def save(self, path: str | Path) -> None:
+        """Write the vocabulary as a UTF-8 JSON object, symbol to id."""
+        Path(path).write_text(json.dumps(self.vocab, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> CharTokenizer:
+        """Read a vocabulary with its ids as saved.
+
+        Raises:
+            VocabularyError: If the file is not a JSON object of symbols and ids.
+            OSError: If the file cannot be read.
+        """
+        try:
+            vocab = json.loads(Path(path).read_text(encoding="utf-8"))
+            check_vocab(vocab)
+        except ValueError as error:
+            raise VocabularyError(f"{path} is no vocabulary: {error}") from None
+        return cls(vocab)
+
+
+def check_vocab(vocab: object) -> None:
+    """Raise a `VocabularyError` that says what is wrong with ``vocab``, if anything is."""
+    if not isinstance(vocab, Mapping):
+        raise VocabularyError(f"expected an object from symbol to id, got {type(vocab).__name__}")
+    for symbol in vocab:
+        if not isinstance(symbol, str) or (len(symbol) != 1 and symbol not in (PAD, UNK)):
+            raise VocabularyError(f"expected single characters, {PAD} and {UNK} as symbols, got {symbol!r}")
+        if "\ud800" <= symbol <= "\udfff":
+            raise VocabularyError(f"expected valid Unicode, got the lone surrogate {symbol!r}")
+    for special in (PAD, UNK):
+        if special not in vocab:
+            raise VocabularyError(f"expected the symbol {special}, and it is missing")
+    # `type` and not `isinstance`: JSON's true is no id.
+    if any(type(i) is not int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
+        raise VocabularyError(f"expected the ids 0 to {len(vocab) - 1}, each once, got {list(vocab.values())}")
