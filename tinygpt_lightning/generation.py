@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.model import KVCache, TinyGPT
+from tinygpt_lightning.model import KVCache, TinyGPT, evaluating
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,13 @@ def generate(model: TinyGPT, ids: Tensor, config: GenerationConfig | None = None
     else:
         generator.manual_seed(config.seed)
     cache = KVCache(config.max_length) if use_cache else None
-    was_training = model.training
-    model.eval()
-    try:
-        new = ids  # (B, T): what the cache has not seen yet
+    new = ids  # (B, T): what the cache has not seen yet
+    with evaluating(model):
         while ids.size(1) < config.max_length:
             logits = model(new if cache else ids, cache)[:, -1]  # (B, V)
             if config.temperature == 0:
                 new = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:
-                probabilities = next_character_probabilities(logits, config)
-                new = torch.multinomial(probabilities, 1, generator=generator)
+                new = torch.multinomial(next_character_probabilities(logits, config), 1, generator=generator)
             ids = torch.cat([ids, new], dim=1)
-    finally:
-        model.train(was_training)
     return ids

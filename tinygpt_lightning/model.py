@@ -9,6 +9,8 @@ Shapes: ``B`` batch, ``T`` time, ``C`` channels (``n_embd``), ``H`` heads, ``V``
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -215,7 +217,8 @@ class TinyGPT(nn.Module):
     @torch.no_grad()
     def attention_weights(self, ids: Tensor) -> Tensor:
         """What each head looks at: ``(B, T)`` ids to ``(B, H, T, T)`` weights; each row sums to 1."""
-        return self.h.attn.weights(self.h.ln_1(self._embed(ids)))
+        with evaluating(self):
+            return self.h.attn.weights(self.h.ln_1(self._embed(ids)))
 
     def _embed(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         start = cache.length if cache else 0
@@ -245,3 +248,14 @@ class TinyGPT(nn.Module):
                 parameter.normal_(std=std / math.sqrt(2))
             elif parameter.dim() == 2:
                 parameter.normal_(std=std)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,114 @@
+"""What a person sees in TensorBoard beyond the logged scalars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinygpt_lightning.data import QAPair
+from tinygpt_lightning.module import TinyGPTModule
+from tinygpt_lightning.stages import StagedTraining, stage_ends
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's logger without its ``hparams.yaml``: a run's ``config.yaml`` says it all."""
+
+    def save(self) -> None:
+        """Bring everything logged so far to the disk."""
+        self.experiment.flush()
+
+
+class TensorBoardReport(Callback):
+    """Shows the loss of each stage in a curve of its own, the text as it improves, what the heads look at.
+
+    Args:
+        pair: What is learnt.
+        staged: The callback that knows the stages.
+        hyper_parameters: The run's settings, to be compared with those of others.
+        text_every_n_epochs: How often the text is generated, in epochs; also at each stage's end.
+    """
+
+    def __init__(
+        self, pair: QAPair, staged: StagedTraining, hyper_parameters: dict[str, Any], text_every_n_epochs: int = 5
+    ) -> None:
+        self.pair = pair
+        self.staged = staged
+        self.hyper_parameters = hyper_parameters
+        self.text_every_n_epochs = text_every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay the stages' curves over each other."""
+        if isinstance(trainer.logger, RunLogger):
+            tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.staged.stages) + 1)]
+            trainer.logger.experiment.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
+        if isinstance(trainer.logger, RunLogger):
+            tag = f"loss_by_stage/stage_{self.staged.stage_at(trainer.current_epoch) + 1}"
+            trainer.logger.experiment.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the text now and then, and at a stage's end the attention."""
+        if not isinstance(trainer.logger, RunLogger) or not isinstance(pl_module, TinyGPTModule):
+            return
+        done, writer, step = trainer.current_epoch + 1, trainer.logger.experiment, trainer.global_step - 1
+        at_end = done in stage_ends(self.staged.stages)
+        if at_end or done % self.text_every_n_epochs == 0 or done == 1:
+            text = pl_module.recite(self.pair)
+            verdict = "exact" if text == self.pair.text else "not exact"
+            writer.add_text("generated", f"epoch {done}, {verdict}:\n\n" + _as_code(text), step)
+        if at_end:
+            weights = pl_module.model.attention_weights(pl_module.encode(self.pair.text))[0]  # (H, T, T)
+            writer.add_image("attention of the heads", tile_heads(weights), step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the settings beside what came of them."""
+        if isinstance(trainer.logger, RunLogger):
+            final = {
+                f"final/{name.removeprefix('val/')}": float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            }
+            trainer.logger.log_hyperparams(self.hyper_parameters, metrics=final, step=trainer.global_step)
+
+
+def tile_heads(weights: Tensor, columns: int = 4, zoom: int = 3, gap: int = 6) -> Tensor:
+    """Lay the heads' attention maps out side by side as one picture.
+
+    Args:
+        weights: Attention of each head, ``(H, T, T)``, from 0 to 1.
+        columns: Maps in a row.
+        zoom: Width of a weight, in pixels.
+        gap: Space between maps, in pixels.
+
+    Returns:
+        The picture, ``(3, height, width)``, from 0 to 1: dark where a row's position (query) ignores a column's
+        (key), bright where it looks.
+
+    >>> tile_heads(torch.eye(2).repeat(3, 1, 1), columns=2, zoom=1, gap=1).shape
+    torch.Size([3, 7, 7])
+    """
+    heads, size, _ = weights.shape
+    rows = -(-heads // columns)
+    # The root lifts the faint weights, of which most rows have many.
+    maps = weights.cpu().sqrt().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)  # (H, T·zoom, T·zoom)
+    maps = F.pad(maps, (0, 0, 0, 0, 0, rows * columns - heads))
+    dark, bright = torch.tensor([0.05, 0.03, 0.25]), torch.tensor([1.0, 0.9, 0.3])
+    colored = dark.view(3, 1, 1, 1) + (bright - dark).view(3, 1, 1, 1) * maps  # (3, R·columns, T·zoom, T·zoom)
+    colored = F.pad(colored, (gap, 0, gap, 0), value=1.0)
+    side = size * zoom + gap
+    picture = colored.view(3, rows, columns, side, side).permute(0, 1, 3, 2, 4).reshape(3, rows * side, columns * side)
+    return F.pad(picture, (0, gap, 0, gap), value=1.0)
+
+
+def _as_code(text: str) -> str:
+    # An indented block is the one form of Markdown in which no character of the text means anything.
+    return "\n".join(f"    {line}" for line in text.split("\n"))

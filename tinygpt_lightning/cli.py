@@ -1,0 +1,342 @@
+"""The command line: LightningCLI, with stages, generation, and a numbered folder for every run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from tinygpt_lightning.board import RunLogger, TensorBoardReport
+from tinygpt_lightning.console import StageProgress, print_result
+from tinygpt_lightning.data import QADataModule, QAPair
+from tinygpt_lightning.generation import GenerationConfig, check_lengths
+from tinygpt_lightning.module import TinyGPTModule
+from tinygpt_lightning.rebuild import RebuiltStages
+from tinygpt_lightning.resume import CheckpointError
+from tinygpt_lightning.runs import LastCheckpoint, Run, list_runs, new_run
+from tinygpt_lightning.stages import Stage, StagedTraining, StageError
+from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
+
+PROGRAM = "python -m tinygpt_lightning"
+RUN_VARIABLE = "TINYGPT_RUN"  # tells the other processes of a distributed fit which folder the first one made
+TRAINER_DEFAULTS = {
+    "default_root_dir": "checkpoints",
+    "devices": 1,  # one sentence keeps one device busy
+    "max_epochs": -1,  # the stages say
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_progress_bar": False,  # a line an epoch, where one a stage is wanted
+    "enable_model_summary": False,
+    "enable_checkpointing": False,  # last.ckpt and stage-N.ckpt have callbacks of their own
+}
+# What the parser tried and how, and not what was wrong.
+PARSER_INTERNALS = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a path but|Expected a NoneType"
+)
+
+
+class UsageError(ValueError):
+    """Something was asked for that cannot be done."""
+
+
+class Parser(LightningArgumentParser):
+    """Says in a few lines what is wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason, without the usage that fills a screen."""
+        unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
+        if unknown:
+            message += _suggestion(unknown[1] or unknown[2], {action.dest for action in self._actions})
+        fail(condense(message), 2)
+
+
+class TinyGPTCLI(LightningCLI):
+    """Lightning's command line for this project.
+
+    Args:
+        args: What was typed after the program's name.
+
+    Raises:
+        UsageError: If something is asked for that cannot be done.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            TinyGPTModule,
+            QADataModule,
+            save_config_callback=None,  # it also fires on predict; `fit` writes config.yaml
+            seed_everything_default=0,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_class=Parser,
+            parser_kwargs={"prog": PROGRAM, "description": "A one-block GPT-2 that learns one sentence in stages."},
+            auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
+            load_from_checkpoint_support=False,  # the module reads its checkpoints itself
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods on offer, and those of their arguments that are not."""
+        ours = {"model", "datamodule", "ckpt_path", "weights_only"}
+        return {
+            "fit": ours | {"train_dataloaders", "val_dataloaders"},
+            "validate": ours | {"dataloaders", "verbose"},
+            "predict": ours | {"dataloaders", "return_predictions"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning does not know of."""
+        parser.add_argument("--stages", type=list[Stage], default=[Stage(epochs=30)], help="The stages, in order.")
+        parser.add_argument(
+            "--rebuild",
+            type=bool,
+            default=False,
+            help="Whether each stage makes model and tokenizer anew from the run's files, as the original does.",
+        )
+        parser.add_argument(
+            "--save_every_n_epochs",
+            type=PositiveInt,
+            default=10,
+            help="How often last.ckpt is written, in epochs; also at the end.",
+        )
+        parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
+        pair = ("data.question", "data.answer")
+        parser.link_arguments(pair, "model.vocab", compute_fn=_vocab)
+        parser.link_arguments(pair, "model.config.vocab_size", compute_fn=lambda *pair: len(_vocab(*pair)))
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            text = "'last' goes on with the newest unfinished run in place; a file is gone on from in a new run."
+        else:
+            text = "Checkpoint to use; null means that of the newest finished run of the same --config."
+        parser.add_argument("--ckpt_path", type=str | None, help=text)
+        if subcommand == "predict":
+            parser.add_argument("--output", type=str | None, help="File for the texts, one JSON object a line.")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was typed."""
+        # Lightning's own method warns of arguments that are handed over, as `main` does.
+        try:
+            self.config = parser.parse_args(args)
+        except ValueError as error:  # from making the vocabulary, which the parser does not expect to fail
+            raise UsageError(str(error)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would read the file by rules of its own, and let its hyper-parameters beat the command line.
+        pass
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of this configuration lie: named after the configuration files."""
+        files = [Path(str(file)).stem for file in self._setting("config") or []]
+        return Path(self._setting("trainer").default_root_dir) / ("-".join(files) or "default")
+
+    def instantiate_classes(self) -> None:
+        """Take model, size and vocabulary from the checkpoint, except where they are to be trained."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from error
+        if self.subcommand != "fit":
+            self.model = TinyGPTModule.load_from_checkpoint(self._checkpoint())
+        self.model.generation = self.config_init[self.subcommand].generation
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, and for ``fit`` the run's folder."""
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(devices=1, num_nodes=1, strategy="auto", logger=False)
+        self._open_run()
+        with self._discarding_what_never_began():
+            path, pair = self.run.path, self.datamodule.pair
+            make = RebuiltStages if self._setting("rebuild") else StagedTraining
+            staged = make(self.config_init.fit.stages, path)
+            self.trainer_defaults["callbacks"] = [
+                TensorBoardReport(pair, staged, self._hyper_parameters()),
+                LastCheckpoint(self.run.last, self._setting("save_every_n_epochs")),
+                staged,
+                StageProgress(staged),
+            ]
+            logger = self.config_init.fit.trainer.logger
+            if logger is None:
+                name, version = path.parts[-2:]
+                logger = RunLogger(path.parent.parent, name=name, version=version, default_hp_metric=False)
+            return super().instantiate_trainer(logger=logger)
+
+    def fit(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
+        """Train, and show what was learnt."""
+        with self._discarding_what_never_began():
+            self.trainer.fit(model, datamodule, ckpt_path=self.resumed_from)
+        if self.trainer.is_global_zero:
+            print_result(datamodule.pair, model.recite(datamodule.pair), self.run)
+
+    def validate(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
+        """Print the metrics."""
+        for name, value in self.trainer.validate(model, datamodule, verbose=False)[0].items():
+            print(f"{name:22} {value:.6g}")
+
+    def predict(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
+        """Print the texts, and write them to ``--output``."""
+        for prompt in datamodule.prompts:
+            length = len(model.tokenizer.encode(prompt))
+            try:
+                check_lengths(length, model.generation.max_length, model.model.config.n_positions)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        texts = self.trainer.predict(model, datamodule) or []
+        if output := self._setting("output"):
+            rows = zip(datamodule.prompts, texts, strict=True)
+            lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
+            _write_whole(Path(output), "".join(lines))
+        for text in texts:
+            print(text)
+
+    def _checkpoint(self) -> Path:
+        """The checkpoint to read for ``predict`` and ``validate``."""
+        path = self._setting("ckpt_path")
+        if path not in (None, "last"):
+            return Path(path)
+        if not self._setting("config"):
+            raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
+        finished = [run for run in list_runs(self.folder) if run.is_finished()]
+        if not finished:
+            config = " ".join(f"--config {file}" for file in self._setting("config"))
+            raise UsageError(f"no finished run in {self.folder}: train one with `{PROGRAM} fit {config}`")
+        return finished[-1].last
+
+    def _open_run(self) -> None:
+        """Choose the run to go on with, or make the folder of a new one and write down its settings."""
+        self.resumed_from, self.is_new = self._setting("ckpt_path"), False
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            self.run = Run(Path(os.environ[RUN_VARIABLE]))
+            if self.resumed_from == "last":
+                self.resumed_from = self._newest_checkpoint()
+            return
+        if self.resumed_from == "last":
+            runs = list_runs(self.folder)
+            if not runs:
+                raise UsageError(f"--ckpt_path last: expected a run in {self.folder} to go on with, found none")
+            unfinished = [run for run in runs if not run.is_finished(len(self._setting("stages")))]
+            if not unfinished:
+                say(f"{runs[-1].path} is finished: there is nothing to go on with")
+                sys.exit(0)
+            self.run = unfinished[-1]
+            self.resumed_from = self._newest_checkpoint()
+        else:
+            self.run, self.is_new = new_run(self.folder), True
+        os.environ[RUN_VARIABLE] = str(self.run.path)
+        self.model.tokenizer.save(self.run.vocab)
+        parser = self._parser("fit")
+        parser.save(self.config.fit, str(self.run.config), skip_none=False, overwrite=True)
+
+    def _newest_checkpoint(self) -> Path | None:
+        return self.run.last if self.run.last.exists() else None
+
+    @contextmanager
+    def _discarding_what_never_began(self) -> Iterator[None]:
+        """Remove the folder of a new run that ends with an error before its first step."""
+        try:
+            yield
+        except Exception:
+            if self.is_new and not (hasattr(self, "trainer") and self.trainer.global_step):
+                shutil.rmtree(self.run.path, ignore_errors=True)
+            raise
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        """What TensorBoard compares between runs."""
+        config = self.config.fit
+        return {
+            "seed": config.seed_everything,
+            "stages": " + ".join(str(stage.epochs) for stage in config.stages),
+            "rebuild": config.rebuild,
+            "optimizer": config.model.optimizer.class_path,
+            "learning_rate": config.model.optimizer.init_args.lr,
+            **dataclasses.asdict(self.model.model.config),
+        }
+
+    def _setting(self, name: str) -> Any:
+        return self.config[self.subcommand].get(name)
+
+
+def _vocab(question: str, answer: str) -> dict[str, int]:
+    return CharTokenizer.from_text(QAPair(question, answer).text).vocab
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _suggestion(option: str, known: set[str]) -> str:
+    fields = [field.name for field in dataclasses.fields(Stage)]
+    close = difflib.get_close_matches(option, [*known, *fields, "lr"], n=1)
+    return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
+
+
+def condense(message: str, most: int = 4) -> str:
+    r"""Keep what a person can use of an error message of the parser: at most so many lines.
+
+    >>> print(condense("Parser key \"lr\":\n  Errors:\n    - Expected a <class 'float'>\n  Given value: abc"))
+    --lr:
+    Expected a float
+    Given value: abc
+    """
+    message = re.sub(r"<class '([^']+)'>", r"\1", message)
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    return "\n".join([line for line in lines if not PARSER_INTERNALS.match(line)][:most])
+
+
+def say(text: str) -> None:
+    """Tell a person something, beside the results."""
+    print(text, file=sys.stderr)
+
+
+def fail(reason: str, code: int) -> NoReturn:
+    """Say why nothing more will happen, and exit."""
+    say(f"error: {reason}")
+    sys.exit(code)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends with exit code 2 and a message, another failure with 1."""
+    args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # Vietnamese, wherever it is piped to
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call
+    try:
+        TinyGPTCLI(args)
+    except (UsageError, StageError, CheckpointError, UnknownCharacterError, VocabularyError) as error:
+        fail(str(error), 2)
+    except OSError as error:
+        # A path that cannot be used is the user's to mend; a disk that fails or fills up is not.
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail(reason, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) else 2)

@@ -1,0 +1,43 @@
+"""Stages as the original project has them: model and tokenizer, too, are made anew at each boundary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from tinygpt_lightning.model import TinyGPT
+from tinygpt_lightning.module import TinyGPTModule
+from tinygpt_lightning.resume import read_checkpoint
+from tinygpt_lightning.stages import Stage, StagedTraining, StageError
+from tinygpt_lightning.tokenizer import CharTokenizer
+
+
+class RebuiltStages(StagedTraining):
+    """Starts each stage from the run's files: weights from ``stage-N.ckpt``, ids from ``vocab.json``.
+
+    Nothing else crosses the boundary in the original, whose stages are processes of their own. Where files
+    give back what was put into them, this changes no weight and no id.
+
+    Args:
+        stages: The stages, in order.
+        dirpath: The run's folder.
+    """
+
+    def __init__(self, stages: list[Stage], dirpath: Path) -> None:
+        super().__init__(stages, dirpath)
+        self._folder = dirpath
+
+    def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Make model and tokenizer anew."""
+        assert isinstance(pl_module, TinyGPTModule)  # noqa: S101
+        if trainer.world_size > 1:
+            raise StageError("rebuild: expected one process, since DDP keeps hold of the old model; set it to false")
+        weights = read_checkpoint(self._folder / f"stage-{index}.ckpt")["state_dict"]
+        # New weights are drawn and thrown away: the dropout to come should not notice.
+        with torch.random.fork_rng():
+            model = TinyGPT(pl_module.model.config)
+        model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
+        pl_module.model = model.to(pl_module.device)
+        pl_module.tokenizer = CharTokenizer.load(self._folder / "vocab.json")

@@ -1,0 +1,98 @@
+"""The folders of runs, ``checkpoints/<config name>/version_N``, and the files in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder and its files.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def vocab(self) -> Path:
+        """The vocabulary, symbol to id."""
+        return self.path / "vocab.json"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.ckpt"
+
+    def stage(self, number: int) -> Path:
+        """The checkpoint at the end of stage ``number``, from 1."""
+        return self.path / f"stage-{number}.ckpt"
+
+    def is_finished(self, stages: int | None = None) -> bool:
+        """Whether so many stages are done; null means as many as the run's own configuration has."""
+        if stages is None:
+            if not self.config.exists():
+                return False
+            stages = len(yaml.safe_load(self.config.read_text(encoding="utf-8"))["stages"])
+        return self.stage(stages).exists()
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs below ``folder``, oldest first."""
+    numbers = {int(path.name.removeprefix("version_")): path for path in folder.glob("version_*") if _is_run(path)}
+    return [Run(numbers[number]) for number in sorted(numbers)]
+
+
+def new_run(folder: Path) -> Run:
+    """Make the folder of the next run; two processes that ask at once get two.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = list_runs(folder)
+    for number in count(int(runs[-1].path.name.removeprefix("version_")) + 1 if runs else 0):
+        path = folder / f"version_{number}"
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            continue
+    return Run(path)
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and path.name.removeprefix("version_").isdecimal()
+
+
+class LastCheckpoint(Callback):
+    """Writes ``last.ckpt``.
+
+    Args:
+        path: The file.
+        every_n_epochs: How often it is written, in epochs; also after the last one.
+    """
+
+    def __init__(self, path: Path, every_n_epochs: int) -> None:
+        self.path = path
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it if it is time."""
+        done = trainer.current_epoch + 1
+        if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
+            # What was logged goes first: a run killed in between would never log it again.
+            for logger in trainer.loggers:
+                logger.save()
+            trainer.save_checkpoint(self.path)
