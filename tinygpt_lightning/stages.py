@@ -224,11 +224,15 @@ def _own_optimizer(stage: Stage, configured: Optimizer) -> Optimizer:
 def _describe(stage: Stage, trainer: Trainer) -> dict[str, str]:
     """What a stage amounts to, as text: it tells whether a resumed run still means the same."""
     schedulers = [config.scheduler for config in trainer.strategy.lr_scheduler_configs]
-    groups = [[{**group, "params": len(group["params"])} for group in o.param_groups] for o in trainer.optimizers]
+    # Without the parameters themselves, and without what a scheduler adds.
+    options = [
+        [{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in o.param_groups]
+        for o in trainer.optimizers
+    ]
     return {
         "epochs": str(stage.epochs),
         "reset_optimizer": str(stage.reset_optimizer),
-        "optimizer": ", ".join(f"{type(o).__name__}{g}" for o, g in zip(trainer.optimizers, groups, strict=True)),
+        "optimizer": ", ".join(f"{type(o).__name__}{g}" for o, g in zip(trainer.optimizers, options, strict=True)),
         "lr_scheduler": ", ".join(f"{type(s).__name__}{s.state_dict()}" for s in schedulers),
     }
 
