@@ -184,6 +184,10 @@ class TinyGPTCLI(LightningCLI):
     def fit(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
         """Train, and show what was learnt."""
         with self._discarding_what_never_began():
+            try:
+                model.configure_optimizers()
+            except ValueError as error:
+                raise UsageError(f"model.optimizer: {error}") from error
             self.trainer.fit(model, datamodule, ckpt_path=self.resumed_from)
         if self.trainer.is_global_zero:
             print_result(datamodule.pair, model.recite(datamodule.pair), self.run)

@@ -128,7 +128,10 @@ class StagedTraining(Callback):
         self._descriptions = []
         kinds: list[list[type]] = []
         for i, stage in enumerate(self.stages):
-            self._build_optimizers(trainer, pl_module, stage)
+            try:
+                self._build_optimizers(trainer, pl_module, stage)
+            except ValueError as error:  # a learning rate below 0, say
+                raise StageError(f"stages[{i}]: {error}") from error
             kinds.append([type(optimizer) for optimizer in trainer.optimizers])
             if i and not stage.reset_optimizer and kinds[i] != kinds[i - 1]:
                 raise StageError(
@@ -154,9 +157,12 @@ class StagedTraining(Callback):
         """Cross the boundary that may lie before this epoch."""
         self._cross_boundary(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the stage and keep its last checkpoint."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log the stage with every step, so that its curve shows where the boundaries are."""
         pl_module.log("stage", self._built + 1.0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the stage's last checkpoint."""
         if trainer.current_epoch + 1 in stage_ends(self.stages) and not _is_trial_run(trainer):
             folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
             trainer.save_checkpoint(folder / f"stage-{self._built + 1}.ckpt")
@@ -202,8 +208,8 @@ class StagedTraining(Callback):
             return
         if len(trainer.optimizers) != 1:
             raise StageError(
-                "stages: expected a module with one optimizer where a stage has an optimizer or lr_scheduler of its "
-                f"own, got one with {len(trainer.optimizers)}"
+                "expected a module with one optimizer where a stage has an optimizer or lr_scheduler of its own, "
+                f"got one with {len(trainer.optimizers)}"
             )
         configured: dict[str, Any] = {"optimizer": _own_optimizer(stage, trainer.optimizers[0])}
         if stage.lr_scheduler is not None:

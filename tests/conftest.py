@@ -1,0 +1,56 @@
+"""A model small enough for tests, and the command line as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tinygpt_lightning.cli import main
+
+SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
+SMALL = """
+stages:
+  - epochs: 30
+  - epochs: 30
+rebuild: true
+model:
+  config: {n_embd: 64, n_head: 4}
+  optimizer: {class_path: AdamW, init_args: {lr: 1e-2}}
+trainer: {accelerator: cpu}
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Type a command: exit code, stdout and stderr come back."""
+
+    def run(*args: str | Path) -> Result:
+        capfd.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own to work in, with a configuration ``small.yaml``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
+    return tmp_path

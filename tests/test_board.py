@@ -1,0 +1,72 @@
+"""What TensorBoard is given, read back from the event files as TensorBoard reads them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SENTENCE, SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tinygpt_lightning.board import tile_heads
+from tinygpt_lightning.cli import main
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    folder = tmp_path_factory.mktemp("board")
+    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", "small.yaml"])
+    accumulator = EventAccumulator(str(folder / "checkpoints/small/version_0"), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["train/loss", "train/grad_norm", "train/learning_rate", "stage", "val/loss", "val/exact_match",
+     "val/char_error_rate", "val/perplexity"],
+)  # fmt: skip
+def test_every_scalar_is_there_for_every_step(events: EventAccumulator, tag: str) -> None:
+    assert [event.step for event in events.Scalars(tag)] == list(range(60))
+
+
+def test_the_boundary_is_visible(events: EventAccumulator) -> None:
+    assert [event.value for event in events.Scalars("stage")] == [1.0] * 30 + [2.0] * 30
+    losses = [event.value for event in events.Scalars("train/loss")]
+    for number, steps in ((1, range(30)), (2, range(30, 60))):
+        curve = events.Scalars(f"loss_by_stage/stage_{number}")
+        assert [event.step for event in curve] == list(steps)
+        assert [event.value for event in curve] == losses[steps.start : steps.stop]
+
+
+def test_the_text_improves_until_it_is_exact(events: EventAccumulator) -> None:
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("generated/text_summary")]
+    assert len(texts) == 13  # after the first epoch and every fifth
+    assert texts[0].startswith("epoch 1, not exact:\n\n    Question: Xin chào")
+    assert texts[-1] == "epoch 60, exact:\n\n    " + SENTENCE.replace("\n", "\n    ")
+
+
+def test_the_heads_are_shown_at_each_stage_end(events: EventAccumulator) -> None:
+    images = events.Images("attention of the heads")
+    assert [image.step for image in images] == [29, 59]
+    assert {(image.width, image.height) for image in images} == {(4 * (64 * 3 + 6) + 6, 64 * 3 + 6 + 6)}
+
+
+def test_settings_stand_beside_what_came_of_them(events: EventAccumulator) -> None:
+    assert events.Scalars("final/exact_match")[0].value == 1.0
+    session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    for name in (b"n_embd", b"learning_rate", b"stages", b"30 + 30"):
+        assert name in session
+
+
+def test_a_head_is_dark_where_it_does_not_look_and_bright_where_it_does() -> None:
+    first, second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    picture = tile_heads(torch.stack([first, second]), columns=2, zoom=1, gap=1)
+    brightness = picture.sum(dim=0)
+    dark, bright = brightness[1, 2], brightness[1, 1]
+    assert dark < 0.5 < 2 < bright
+    expected = torch.tensor([[bright, dark, 3.0, dark, dark], [dark, bright, 3.0, bright, dark]])
+    assert torch.equal(brightness[1:3, 1:6], expected)
+    assert torch.equal(brightness[0], torch.full((7,), 3.0))

@@ -1,0 +1,37 @@
+"""What a person sees, in a terminal that is none."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import Command
+
+
+def test_a_terminal_shows_one_line_for_each_stage(home: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml"]
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(command, cwd=home, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as fit:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+    assert fit.returncode == 0
+    final = shown.decode().split("\r\n")[-3:]
+    assert "stage 1/2" in final[0]
+    assert "stage 2/2" in final[1]
+    assert all("30/30" in line and "exact" in line for line in final[:2])
+
+
+def test_a_run_that_has_not_learnt_the_sentence_says_so(home: Path, command: Command) -> None:
+    result = command("fit", "--config", "small.yaml", "--stages", '[{"epochs": 1}]')
+    assert "exact      no" in result.out
+    assert result.err.startswith("stage 1/1: 1 epochs, loss ")
+    assert result.err.endswith("not exact yet\n")
