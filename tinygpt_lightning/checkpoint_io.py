@@ -1,0 +1,219 @@
+"""Checkpoint files that are whole, that show any damage, and that run no code when read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import secrets
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lightning
+import torch
+from lightning.pytorch.plugins import CheckpointIO
+from torch.serialization import get_unsafe_globals_in_checkpoint
+from typing_extensions import override
+
+FORMAT = 1
+# Kept as the comment of the zip archive that torch writes, so torch and every zip program still read the file.
+_COMMENT = "tinygpt-checkpoint {format} sha256:{digest}"
+_COMMENT_PATTERN = re.compile(rb"tinygpt-checkpoint (\d+) sha256:(\S+)\Z")
+_COMMENT_LENGTH = len(_COMMENT.format(format=FORMAT, digest="0" * 64))
+_VERSION = "pytorch-lightning_version"
+_LENGTH_FIELD = struct.Struct("<H")  # the last field of a zip archive, before the comment
+
+
+class CheckpointError(ValueError):
+    """A file is refused as a checkpoint; the message is one line, with the file and the reason."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {reason}")
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads only what is whole and harmless.
+
+    Lightning's own plugin writes to ``$TMPDIR`` and moves, which tears the file when that lies on another
+    file system, and it runs a checkpoint's code for ``weights_only=False``,
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` and URLs.
+
+    Source: Lightning issues #19970 and #21800.
+
+    >>> from lightning.pytorch import Trainer
+    >>> trainer = Trainer(plugins=[SafeCheckpointIO()], accelerator="cpu", logger=False)
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        if storage_options is not None:
+            raise TypeError(f"storage_options: expected none, as checkpoints are local files, got {storage_options!r}")
+        write_checkpoint(checkpoint, path)
+
+    @override
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+    @override
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        _local(path).unlink(missing_ok=True)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write ``checkpoint`` so that ``path`` names the earlier file or the new one, whole, at every instant.
+
+    Raises:
+        CheckpointError: If ``path`` is not local, or :func:`read_checkpoint` would refuse what is to be
+            written; better now than when the run is to go on.
+        OSError: If the file cannot be written; it names ``path``. The earlier file is untouched.
+    """
+    path = _local(path)
+    # Beside the checkpoint, for os.replace is atomic only within a file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("x+b") as file:  # unlike tempfile's, the permissions are those the umask gives
+            _write_archive(checkpoint, file)
+            file.seek(0)
+            if unsafe := get_unsafe_globals_in_checkpoint(file):
+                raise CheckpointError(path, f"not written, for {unsafe[0]} in it would be refused when it is read")
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of :func:`write_checkpoint` onto the CPU.
+
+    Raises:
+        CheckpointError: If there is no such file, it is not local, empty, damaged or no checkpoint, was
+            written by another program, in another format or by another major version of Lightning, or holds
+            more than tensors and plain values.
+    """
+    path = _local(path)
+    try:
+        data = path.read_bytes()  # once: what is checked is what is loaded, even if the file is replaced meanwhile
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    _check_whole(path, data)
+    try:
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a digest proves no good will: whatever a file provokes here, it is refused
+        raise CheckpointError(path, _refusal(error)) from error
+    if not isinstance(checkpoint, dict) or not isinstance(version := checkpoint.get(_VERSION), str):
+        raise CheckpointError(path, f"is no Lightning checkpoint: it has no {_VERSION}")
+    if version.split(".")[0] != lightning.__version__.split(".")[0]:
+        raise CheckpointError(path, f"was written by Lightning {version}; this is Lightning {lightning.__version__}")
+    return checkpoint
+
+
+def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[CheckpointError]]:
+    """Find the checkpoint in ``folder`` (``*.ckpt``) that has come furthest, and those that are unfit.
+
+    Furthest is the highest ``global_step``, for copying a run may change the times of its files; among equal
+    steps it is the file written last, which may hold the validation after that step.
+
+    Returns:
+        The checkpoint, or ``None`` if none can be read, and an error for each one left out.
+    """
+    found: list[tuple[int, int, Path]] = []
+    unfit: list[CheckpointError] = []
+    for path in sorted(_local(folder).glob("*.ckpt")):
+        try:
+            found.append((read_checkpoint(path)["global_step"], path.stat().st_mtime_ns, path))
+        except CheckpointError as error:
+            unfit.append(error)
+    return (max(found)[2] if found else None), unfit
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Delete what killed writes left in ``folder``; nobody else may be writing there."""
+    for leftover in _local(folder).glob(".*.ckpt.*.tmp"):
+        leftover.unlink()
+
+
+class _DigestingWriter:
+    """What ``torch.save`` needs of a file, with a digest of everything that passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_archive(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    writer = _DigestingWriter(file)
+    try:
+        torch.save(checkpoint, writer)  # type: ignore[arg-type]  # it asks only for write and flush
+    except RuntimeError:
+        # torch finishes the archive even after a failed write, and complains of that instead.
+        if writer.error is not None:
+            raise writer.error from None
+        raise
+    comment = _COMMENT.format(format=FORMAT, digest=writer.digest.hexdigest()).encode()
+    file.seek(-_LENGTH_FIELD.size, os.SEEK_END)
+    file.write(_LENGTH_FIELD.pack(len(comment)) + comment)
+    file.flush()
+
+
+def _check_whole(path: Path, data: bytes) -> None:
+    if not data:
+        raise CheckpointError(path, "is empty")
+    comment = _COMMENT_PATTERN.search(data, max(0, len(data) - 2 * _COMMENT_LENGTH))
+    if comment is None and data[-22:].startswith(b"PK\5\6") and data.endswith(_LENGTH_FIELD.pack(0)):
+        raise CheckpointError(path, "carries no digest (it was written by another program), so damage would go unseen")
+    if comment is None:
+        raise CheckpointError(path, "is truncated" if data.startswith(b"PK") else "is no checkpoint")
+    if int(comment[1]) != FORMAT:
+        raise CheckpointError(path, f"is of format {int(comment[1])}; this version reads format {FORMAT}")
+    archive, length = memoryview(data)[: -_COMMENT_LENGTH - _LENGTH_FIELD.size], _LENGTH_FIELD.pack(_COMMENT_LENGTH)
+    digest = hashlib.sha256(archive)
+    digest.update(_LENGTH_FIELD.pack(0))  # as torch wrote it, without a comment
+    expected = _COMMENT.format(format=FORMAT, digest=digest.hexdigest()).encode()
+    if data[len(archive) :] != length + expected:
+        raise CheckpointError(path, "is damaged: its content does not match its digest")
+
+
+def _refusal(error: Exception) -> str:
+    name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if name:
+        return f"refused, for it holds {name[1]}, which may run code; only tensors and plain values are read"
+    return f"cannot be read as tensors and plain values ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(path).removeprefix("file://")
+    if "://" in text:
+        raise CheckpointError(text, "is not a local file; fetch it yourself if you trust where it comes from")
+    return Path(text)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
