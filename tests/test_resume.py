@@ -1,15 +1,17 @@
 """Runs that are stopped and resumed, compared at tolerance zero with the run that was never stopped."""
 
 import random
+import secrets
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tinygpt_lightning.resume import ExactResume, seed_all
 
@@ -40,12 +42,12 @@ class Noisy(Dataset):
 class Module(LightningModule):
     """Draws from every generator in a step, and can be made to fail in one."""
 
-    def __init__(self, dropout=0.5, fail_at=None, workers=0):
+    def __init__(self, dropout=0.5, fail_at=None):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(dropout), nn.Linear(16, 1))
-        self.fail_at, self.workers = fail_at, workers
+        self.fail_at = fail_at
         self.losses, self.seen, self.draws = {}, {}, {}
 
     def training_step(self, batch, batch_idx):
@@ -63,7 +65,7 @@ class Module(LightningModule):
         self.log("val/loss", self.net(batch).square().mean())
 
     def train_dataloader(self):
-        return DataLoader(Noisy(), batch_size=2, shuffle=True, num_workers=self.workers)
+        return DataLoader(Noisy(), batch_size=2, shuffle=True)
 
     def val_dataloader(self):
         return DataLoader(Noisy(), batch_size=2)
@@ -148,15 +150,35 @@ def test_without_the_callback_the_runs_differ(tmp_path, path):
     assert resumed.losses[last] != uninterrupted.losses[last]
 
 
-def test_loaders_with_workers(tmp_path):
+class Workers(Module):
+    def train_dataloader(self):
+        return DataLoader(Noisy(), batch_size=2, shuffle=True, num_workers=1)
+
+
+class ByEpoch(Module):
+    """The order of the samples follows from the epoch that Lightning tells the sampler."""
+
+    def train_dataloader(self):
+        return DataLoader(Noisy(), batch_size=2, sampler=DistributedSampler(Noisy(), num_replicas=1, rank=0))
+
+
+class Interfering(Module):
+    """Other hooks draw more numbers in some runs than in others; the order of the samples is fixed."""
+
+    def on_train_epoch_start(self):
+        torch.rand(secrets.randbelow(100))
+
+    def train_dataloader(self):
+        return DataLoader(torch.ones(2 * BATCHES, 8), batch_size=2)
+
+
+@pytest.mark.parametrize("kind", [Workers, ByEpoch, Interfering])
+def test_kinds_of_loaders_and_hooks(tmp_path, kind):
     files = ModelCheckpoint(tmp_path / "ckpt", "{epoch}-{step}", save_top_k=-1, every_n_train_steps=3)
-    uninterrupted = fit(tmp_path, ExactResume(), files, module=Module(workers=1), limit_val_batches=0)
+    uninterrupted = fit(tmp_path, ExactResume(), files, module=kind(), limit_val_batches=0)
     for path in (tmp_path / "ckpt").glob("*.ckpt"):
-        resumed = fit(
-            tmp_path, ExactResume(), module=Module(workers=1), limit_val_batches=0, seed=2, ckpt_path=path,
-            enable_checkpointing=False,
-        )  # fmt: skip
-        assert_same_end(resumed, uninterrupted)
+        again = {"module": kind(), "limit_val_batches": 0, "ckpt_path": path, "enable_checkpointing": False}
+        assert_same_end(fit(tmp_path, ExactResume(), seed=2, **again), uninterrupted)
 
 
 def test_each_step_and_epoch_draws_other_numbers_even_when_the_step_draws_none(tmp_path):
@@ -242,15 +264,24 @@ def test_seed_all_covers_each_generator():
     assert all(new != old for new, old in zip(draw(), first, strict=True))
 
 
-def test_reduce_on_plateau_is_refused(tmp_path):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_reduce_on_plateau_is_refused_from_the_start_and_when_it_comes_later(tmp_path, epoch):
     class Plateau(Module):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            if self.current_epoch < epoch:
+                return optimizer
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
-    with pytest.raises(Exception, match="got ReduceLROnPlateau"):
-        fit(tmp_path, ExactResume(), module=Plateau(), enable_checkpointing=False)
+    class Rebuild(Callback):
+        def on_train_epoch_start(self, trainer, *_):
+            trainer.strategy.setup_optimizers(trainer)
+
+    module = Plateau()
+    with pytest.raises(MisconfigurationException, match="got ReduceLROnPlateau"):
+        fit(tmp_path, Rebuild(), ExactResume(), module=module, enable_checkpointing=False)
+    assert len(module.losses) == epoch * BATCHES
 
 
 def test_strategies_that_restore_late_are_refused(tmp_path):
@@ -258,7 +289,7 @@ def test_strategies_that_restore_late_are_refused(tmp_path):
         assert strategy.restore_checkpoint_after_setup.fget(None)
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False)
     trainer.strategy.__class__ = type("Late", (type(trainer.strategy),), {"restore_checkpoint_after_setup": True})
-    with pytest.raises(Exception, match="expected a single device or ddp, got Late"):
+    with pytest.raises(MisconfigurationException, match="expected a single device or ddp, got Late"):
         ExactResume().setup(trainer, Module(), "fit")
 
 
@@ -273,7 +304,9 @@ def test_another_number_of_processes_is_refused(tmp_path):
     checkpoint = torch.load(tmp_path / "one.ckpt")
     checkpoint["callbacks"]["ExactResume"]["seeds"].append(7)
     torch.save(checkpoint, tmp_path / "two.ckpt")
-    with pytest.raises(Exception, match="expected 2 processes, as when the checkpoint was written, got 1"):
+    with pytest.raises(
+        MisconfigurationException, match="expected 2 processes, as when the checkpoint was written, got 1"
+    ):
         fit(tmp_path, ExactResume(), ckpt_path=tmp_path / "two.ckpt")
 
 
