@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,8 +43,10 @@ class TensorBoardReport(Callback):
         self.text_every_n_epochs = text_every_n_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay the stages' curves over each other."""
+        """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
         if isinstance(trainer.logger, RunLogger):
+            start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
+            trainer.logger.experiment.file_writer.add_event(start, step=trainer.global_step)
             tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.staged.stages) + 1)]
             trainer.logger.experiment.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
 
@@ -71,7 +74,7 @@ class TensorBoardReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the settings beside what came of them."""
-        if isinstance(trainer.logger, RunLogger):
+        if isinstance(trainer.logger, RunLogger) and trainer.current_epoch == trainer.max_epochs:
             final = {
                 f"final/{name.removeprefix('val/')}": float(value)
                 for name, value in trainer.callback_metrics.items()

@@ -13,24 +13,35 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tinygpt_lightning.board import RunLogger, TensorBoardReport
+from tinygpt_lightning.checkpoint_io import (
+    CheckpointError,
+    SafeCheckpointIO,
+    newest_whole,
+    read_checkpoint,
+    remove_leftovers,
+)
 from tinygpt_lightning.console import StageProgress, print_result
 from tinygpt_lightning.data import QADataModule, QAPair
 from tinygpt_lightning.generation import GenerationConfig, check_lengths
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.rebuild import RebuiltStages
-from tinygpt_lightning.resume import CheckpointError
-from tinygpt_lightning.runs import LastCheckpoint, Run, list_runs, new_run
+from tinygpt_lightning.resume import ExactResume
+from tinygpt_lightning.runs import LastCheckpoint, Run, RunLockedError, list_runs, new_run, write_whole
+from tinygpt_lightning.signals import StopOnSignal
 from tinygpt_lightning.stages import Stage, StagedTraining, StageError
 from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
 
@@ -169,17 +180,22 @@ class TinyGPTCLI(LightningCLI):
             path, pair = self.run.path, self.datamodule.pair
             make = RebuiltStages if self._setting("rebuild") else StagedTraining
             staged = make(self.config_init.fit.stages, path)
+            self.stop = StopOnSignal()
             self.trainer_defaults["callbacks"] = [
+                self.stop,
                 TensorBoardReport(pair, staged, self._hyper_parameters()),
                 LastCheckpoint(self.run.last, self._setting("save_every_n_epochs")),
                 staged,
                 StageProgress(staged),
+                ExactResume(),
             ]
             logger = self.config_init.fit.trainer.logger
             if logger is None:
                 name, version = path.parts[-2:]
                 logger = RunLogger(path.parent.parent, name=name, version=version, default_hp_metric=False)
-            return super().instantiate_trainer(logger=logger)
+            plugins = self.config_init.fit.trainer.plugins or []
+            plugins = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
+            return super().instantiate_trainer(logger=logger, plugins=plugins)
 
     def fit(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
         """Train, and show what was learnt."""
@@ -188,7 +204,11 @@ class TinyGPTCLI(LightningCLI):
                 model.configure_optimizers()
             except ValueError as error:
                 raise UsageError(f"model.optimizer: {error}") from error
-            self.trainer.fit(model, datamodule, ckpt_path=self.resumed_from)
+            with suppress(SIGTERMException):  # Lightning's, where the signal comes before it starts to train
+                self.trainer.fit(model, datamodule, ckpt_path=self.resumed_from)
+        if self.stop.received:
+            say(f"stopped after epoch {self.trainer.current_epoch}; go on with: {self._command} --ckpt_path last")
+            sys.exit(128 + self.stop.received)
         if self.trainer.is_global_zero:
             print_result(datamodule.pair, model.recite(datamodule.pair), self.run)
 
@@ -209,7 +229,7 @@ class TinyGPTCLI(LightningCLI):
         if output := self._setting("output"):
             rows = zip(datamodule.prompts, texts, strict=True)
             lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
-            _write_whole(Path(output), "".join(lines))
+            write_whole(Path(output), "".join(lines))
         for text in texts:
             print(text)
 
@@ -222,37 +242,65 @@ class TinyGPTCLI(LightningCLI):
             raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
         finished = [run for run in list_runs(self.folder) if run.is_finished()]
         if not finished:
-            config = " ".join(f"--config {file}" for file in self._setting("config"))
-            raise UsageError(f"no finished run in {self.folder}: train one with `{PROGRAM} fit {config}`")
+            raise UsageError(f"no finished run in {self.folder}: train one with `{self._command}`")
         return finished[-1].last
 
     def _open_run(self) -> None:
-        """Choose the run to go on with, or make the folder of a new one and write down its settings."""
+        """Choose the run to go on with, or make the folder of a new one; write down the settings."""
         self.resumed_from, self.is_new = self._setting("ckpt_path"), False
+        resuming = self.resumed_from == "last"
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             self.run = Run(Path(os.environ[RUN_VARIABLE]))
-            if self.resumed_from == "last":
-                self.resumed_from = self._newest_checkpoint()
+            if resuming:
+                self.resumed_from, _ = newest_whole(self.run.path)
             return
-        if self.resumed_from == "last":
-            runs = list_runs(self.folder)
-            if not runs:
-                raise UsageError(f"--ckpt_path last: expected a run in {self.folder} to go on with, found none")
-            unfinished = [run for run in runs if not run.is_finished(len(self._setting("stages")))]
-            if not unfinished:
-                say(f"{runs[-1].path} is finished: there is nothing to go on with")
-                sys.exit(0)
-            self.run = unfinished[-1]
+        if resuming:
+            self.run = self._unfinished_run()
+            self.run.lock()
+            remove_leftovers(self.run.path)
             self.resumed_from = self._newest_checkpoint()
         else:
+            if self.resumed_from is not None:
+                read_checkpoint(self.resumed_from)  # a file that is refused should not cost a folder
             self.run, self.is_new = new_run(self.folder), True
+            self.run.lock()
         os.environ[RUN_VARIABLE] = str(self.run.path)
         self.model.tokenizer.save(self.run.vocab)
-        parser = self._parser("fit")
-        parser.save(self.config.fit, str(self.run.config), skip_none=False, overwrite=True)
+        write_whole(self.run.config, self._parser("fit").dump(self.config.fit, skip_none=False))
+
+    def _unfinished_run(self) -> Run:
+        runs = list_runs(self.folder)
+        if not runs:
+            raise UsageError(f"--ckpt_path last: expected a run in {self.folder} to go on with, found none")
+        unfinished = [run for run in runs if not run.is_finished(len(self._setting("stages")))]
+        if not unfinished:
+            say(f"{runs[-1].path} is finished: there is nothing to go on with")
+            sys.exit(0)
+        return unfinished[-1]
 
     def _newest_checkpoint(self) -> Path | None:
-        return self.run.last if self.run.last.exists() else None
+        """The newest whole checkpoint of the run to go on with; none if it was stopped before its first one."""
+        newest, damaged = newest_whole(self.run.path)
+        if damaged and newest is None:
+            raise damaged[0]
+        for error in damaged:
+            say(f"{error}; going on from {newest}")
+        if newest is not None:
+            self._check_settings()
+        return newest
+
+    def _check_settings(self) -> None:
+        """Refuse settings that a run cannot change on its way; the rest is for those who know the checkpoint."""
+        begun = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
+        now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
+        for name in ("seed_everything", "rebuild", "data.question", "data.answer"):
+            before, after = (reduce(dict.__getitem__, name.split("."), config) for config in (begun, now))
+            if before != after:
+                raise UsageError(f"{name}: expected {before!r}, with which {self.run.path} was begun, got {after!r}")
+
+    @property
+    def _command(self) -> str:
+        return " ".join([PROGRAM, "fit", *(f"--config {file}" for file in self._setting("config") or [])])
 
     @contextmanager
     def _discarding_what_never_began(self) -> Iterator[None]:
@@ -282,19 +330,6 @@ class TinyGPTCLI(LightningCLI):
 
 def _vocab(question: str, answer: str) -> dict[str, int]:
     return CharTokenizer.from_text(QAPair(question, answer).text).vocab
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _suggestion(option: str, known: set[str]) -> str:
@@ -338,8 +373,13 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call
     try:
         TinyGPTCLI(args)
-    except (UsageError, StageError, CheckpointError, UnknownCharacterError, VocabularyError) as error:
+    except (
+        UsageError, StageError, CheckpointError, RunLockedError, UnknownCharacterError, VocabularyError,
+        MisconfigurationException,
+    ) as error:  # fmt: skip
         fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted before training began", 130)
     except OSError as error:
         # A path that cannot be used is the user's to mend; a disk that fails or fills up is not.
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)

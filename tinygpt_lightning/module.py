@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.text import CharErrorRate, Perplexity
 
+from tinygpt_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tinygpt_lightning.data import QAPair
 from tinygpt_lightning.generation import GenerationConfig, generate
 from tinygpt_lightning.model import GPTConfig, TinyGPT
-from tinygpt_lightning.resume import CheckpointError, read_checkpoint
 from tinygpt_lightning.tokenizer import CharTokenizer
 
 CHECKPOINT_KEY = "tinygpt"
@@ -155,16 +155,18 @@ class TinyGPTModule(LightningModule):
         Raises:
             CheckpointError: If the checkpoint has no model of this kind, or one of another size or vocabulary.
         """
-        saved = _saved(checkpoint)
+        path = self.trainer.ckpt_path or "checkpoint"
+        saved = _saved(checkpoint, path)
         for field, value in asdict(self.model.config).items():
             if saved["config"][field] != value:
                 raise CheckpointError(
-                    f"model.config.{field}: expected the checkpoint's {saved['config'][field]}, got {value}"
+                    path, f"is of another model: expected model.config.{field} {saved['config'][field]}, got {value}"
                 )
         if saved["vocab"].keys() != self.tokenizer.vocab.keys():
             raise CheckpointError(
-                f"model.vocab: expected the checkpoint's symbols {_symbols(saved['vocab'])}, "
-                f"got {_symbols(self.tokenizer.vocab)}: was it trained on another text?"
+                path,
+                f"is of another vocabulary: expected the symbols {''.join(saved['vocab'])!r}, "
+                f"got {''.join(self.tokenizer.vocab)!r}",
             )
         self.tokenizer = CharTokenizer(saved["vocab"])
 
@@ -182,9 +184,8 @@ class TinyGPTModule(LightningModule):
             CheckpointError: If the file is not a whole checkpoint of this project.
         """
         checkpoint = read_checkpoint(checkpoint_path)
-        saved = _saved(checkpoint)
+        saved = _saved(checkpoint, checkpoint_path)
         module = cls(config=GPTConfig(**saved["config"]), vocab=saved["vocab"], **kwargs)
-        module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module
 
@@ -197,12 +198,8 @@ class TinyGPTModule(LightningModule):
         return self.model(ids[:, :-1]), ids[:, 1:]
 
 
-def _saved(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _saved(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if CHECKPOINT_KEY not in checkpoint:
-        raise CheckpointError(f"expected a checkpoint with the entry {CHECKPOINT_KEY!r}: this is of another model")
+        raise CheckpointError(path, f"is of another model: it has no entry {CHECKPOINT_KEY!r}")
     saved: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
     return saved
-
-
-def _symbols(vocab: dict[str, int]) -> str:
-    return repr("".join(vocab))

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from tinygpt_lightning.checkpoint_io import read_checkpoint
 from tinygpt_lightning.model import TinyGPT
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.resume import read_checkpoint
 from tinygpt_lightning.stages import Stage, StagedTraining, StageError
 from tinygpt_lightning.tokenizer import CharTokenizer
 

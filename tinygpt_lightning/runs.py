@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class RunLockedError(ValueError):
+    """Two processes would train in one folder."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,18 @@ class Run:
     def stage(self, number: int) -> Path:
         """The checkpoint at the end of stage ``number``, from 1."""
         return self.path / f"stage-{number}.ckpt"
+
+    def lock(self) -> None:
+        """Keep other processes from training in the folder, until this one ends.
+
+        Raises:
+            RunLockedError: If another process trains there.
+        """
+        # The folder itself is locked, and its descriptor stays open: no file is left behind by a killed process.
+        try:
+            fcntl.flock(os.open(self.path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLockedError(f"{self.path}: another process is training there; wait for its end") from None
 
     def is_finished(self, stages: int | None = None) -> bool:
         """Whether so many stages are done; null means as many as the run's own configuration has."""
@@ -72,6 +91,23 @@ def new_run(folder: Path) -> Run:
     return Run(path)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all.
+
+    Raises:
+        OSError: If it cannot be written; it names ``path``, and what was there is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def _is_run(path: Path) -> bool:
     return path.is_dir() and path.name.removeprefix("version_").isdecimal()
 
@@ -81,7 +117,7 @@ class LastCheckpoint(Callback):
 
     Args:
         path: The file.
-        every_n_epochs: How often it is written, in epochs; also after the last one.
+        every_n_epochs: How often it is written, in epochs; also when training stops.
     """
 
     def __init__(self, path: Path, every_n_epochs: int) -> None:
@@ -91,7 +127,7 @@ class LastCheckpoint(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it if it is time."""
         done = trainer.current_epoch + 1
-        if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
+        if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
             # What was logged goes first: a run killed in between would never log it again.
             for logger in trainer.loggers:
                 logger.save()

@@ -1,0 +1,163 @@
+"""A fit that is killed again and again, and goes on each time, is the fit that was never killed.
+
+python -m pytest tests/test_campaign.py -m slow --kills 100 --campaign-seed 1
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SENTENCE, SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tinygpt_lightning import TinyGPTModule, read_checkpoint
+from tinygpt_lightning.cli import main
+from tinygpt_lightning.data import QAPair
+
+pytestmark = pytest.mark.slow
+
+RUN = Path("checkpoints/small/version_0")
+KINDS = ["any time", "right after start", "during a write", "at the boundary"]
+# Started once with everything imported, then forked: a fit begins in a fraction of a second.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tinygpt_lightning.cli", "tinygpt_lightning.rebuild"])
+
+
+def fit(folder: Path, resume: bool) -> None:
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    main(["fit", "--config", "small.yaml", "--save_every_n_epochs", "1", *(["--ckpt_path", "last"] if resume else [])])
+
+
+def start(folder: Path, resume: bool) -> BaseProcess:
+    process = PROCESSES.Process(target=fit, args=(folder, resume))
+    process.start()
+    return process
+
+
+def prepared(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The fit that is never killed, and how long it takes, in seconds."""
+    folder = prepared(tmp_path_factory.mktemp("campaign") / "reference")
+    begun = time.monotonic()
+    process = start(folder, resume=False)
+    process.join()
+    assert process.exitcode == 0, (folder / "log.txt").read_text(encoding="utf-8")
+    return folder, time.monotonic() - begun
+
+
+def until(happened: Callable[[], bool], process: BaseProcess) -> None:
+    while process.is_alive() and not happened():
+        time.sleep(0.0002)
+
+
+def wait_for_the_instant(kind: str, folder: Path, process: BaseProcess, duration: float, chance: random.Random) -> None:
+    run = folder / RUN
+    if kind == "any time":
+        process.join(chance.uniform(0, duration))
+    elif kind == "right after start":
+        until(run.exists, process)
+        time.sleep(chance.uniform(0, 0.3))
+    elif kind == "during a write":
+        process.join(chance.uniform(0, duration))
+        until(lambda: any(run.glob(".*.tmp")), process)
+        time.sleep(chance.uniform(0, 0.002))
+    elif kind == "at the boundary":
+        until((run / "stage-1.ckpt").exists, process)
+        time.sleep(chance.uniform(0, 0.05))
+
+
+def check_equal(killed: Path, reference: Path) -> None:
+    ours, theirs = (read_checkpoint(folder / RUN / "last.ckpt") for folder in (killed, reference))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch", "tinygpt"):
+        assert_same(ours[part], theirs[part], part)
+    assert scalars(killed) == scalars(reference)
+    module = TinyGPTModule.load_from_checkpoint(killed / RUN / "last.ckpt")
+    assert module.recite(QAPair()) == SENTENCE
+
+
+def assert_same(ours: Any, theirs: Any, where: str) -> None:
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    else:
+        assert ours == theirs, where
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder / RUN), size_guidance={"scalars": 0})
+    events.Reload()
+    curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert len(curves["train/loss"]) == 60
+    return curves
+
+
+def test_killed_and_continued_equals_never_killed(
+    tmp_path: Path, reference: tuple[Path, float], request: pytest.FixtureRequest
+) -> None:
+    expected, duration = reference
+    chance = random.Random(request.config.getoption("--campaign-seed"))
+    wanted = request.config.getoption("--kills")
+    kills = run = 0
+    while kills < wanted:
+        folder = prepared(tmp_path / f"run-{run}")
+        run += 1
+        for _ in range(min(chance.randint(1, 3), wanted - kills)):
+            kind = chance.choice(KINDS)
+            process = start(folder, resume=(folder / RUN).exists())
+            wait_for_the_instant(kind, folder, process, duration, chance)
+            killed = process.is_alive()
+            process.kill()
+            process.join()
+            kills += killed
+            print(f"run {run}, {kind}: {f'kill {kills}' if killed else 'it was over'}")
+        process = start(folder, resume=(folder / RUN).exists())
+        process.join()
+        assert process.exitcode == 0, (folder / "log.txt").read_text(encoding="utf-8")
+        check_equal(folder, expected)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_and_continued_equals_never_stopped(
+    tmp_path: Path, reference: tuple[Path, float], number: signal.Signals, code: int
+) -> None:
+    folder = prepared(tmp_path / "run")
+    process = start(folder, resume=False)
+    until((folder / RUN / "last.ckpt").exists, process)
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    assert "go on with: python -m tinygpt_lightning fit --config small.yaml --ckpt_path last\n" in log
+    assert "Traceback" not in log
+    process = start(folder, resume=True)
+    process.join()
+    assert process.exitcode == 0
+    check_equal(folder, reference[0])
