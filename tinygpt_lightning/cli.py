@@ -210,7 +210,8 @@ class TinyGPTCLI(LightningCLI):
             say(f"stopped after epoch {self.trainer.current_epoch}; go on with: {self._command} --ckpt_path last")
             sys.exit(128 + self.stop.received)
         if self.trainer.is_global_zero:
-            print_result(datamodule.pair, model.recite(datamodule.pair), self.run)
+            read_back = TinyGPTModule.load_from_checkpoint(self.run.last)  # as `predict` will
+            print_result(datamodule.pair, read_back.recite(datamodule.pair), self.run)
 
     def validate(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
         """Print the metrics."""
@@ -293,7 +294,7 @@ class TinyGPTCLI(LightningCLI):
         """Refuse settings that a run cannot change on its way; the rest is for those who know the checkpoint."""
         begun = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
         now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
-        for name in ("seed_everything", "rebuild", "data.question", "data.answer"):
+        for name in ("seed_everything", "rebuild", "model.vocab_on_reload", "data.question", "data.answer"):
             before, after = (reduce(dict.__getitem__, name.split("."), config) for config in (begun, now))
             if before != after:
                 raise UsageError(f"{name}: expected {before!r}, with which {self.run.path} was begun, got {after!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -58,6 +58,8 @@ class TinyGPTModule(LightningModule):
         vocab: Symbol to id; null means the vocabulary of the default pair.
         optimizer: Makes the optimizer from the parameters. A factory, since every stage needs a new one.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; null means a constant rate.
+        vocab_on_reload: What becomes of the ids when a saved vocabulary is read. stable keeps them; resorted
+            numbers the symbols anew, the original project's mistake, which is the answer to its riddle.
 
     Attributes:
         generation: How ``predict`` continues a prompt.
@@ -72,6 +74,7 @@ class TinyGPTModule(LightningModule):
         vocab: dict[str, int] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-4, fused=True),
         lr_scheduler: LRSchedulerCallable | None = None,
+        vocab_on_reload: Literal["stable", "resorted"] = "stable",
     ) -> None:
         super().__init__()
         self.tokenizer = CharTokenizer(vocab) if vocab else CharTokenizer.from_text(QAPair().text)
@@ -82,6 +85,7 @@ class TinyGPTModule(LightningModule):
         self.model = TinyGPT(config)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.vocab_on_reload = vocab_on_reload
         self.generation = GenerationConfig()
         self.char_error_rate = CharErrorRate()
         self.perplexity = Perplexity()
@@ -147,10 +151,14 @@ class TinyGPTModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put size and vocabulary beside the weights that they belong to."""
-        checkpoint[CHECKPOINT_KEY] = {"config": asdict(self.model.config), "vocab": self.tokenizer.vocab}
+        checkpoint[CHECKPOINT_KEY] = {
+            "config": asdict(self.model.config),
+            "vocab": self.tokenizer.vocab,
+            "vocab_on_reload": self.vocab_on_reload,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the vocabulary, and refuse a checkpoint of another model.
+        """Go on with the vocabulary of the run that is resumed; refuse a checkpoint of another model.
 
         Raises:
             CheckpointError: If the checkpoint has no model of this kind, or one of another size or vocabulary.
@@ -185,9 +193,14 @@ class TinyGPTModule(LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path)
         saved = _saved(checkpoint, checkpoint_path)
-        module = cls(config=GPTConfig(**saved["config"]), vocab=saved["vocab"], **kwargs)
+        module = cls(GPTConfig(**saved["config"]), saved["vocab"], vocab_on_reload=saved["vocab_on_reload"], **kwargs)
+        module.tokenizer = module.read_back(module.tokenizer)
         module.load_state_dict(checkpoint["state_dict"])
         return module
+
+    def read_back(self, tokenizer: CharTokenizer) -> CharTokenizer:
+        """What a saved vocabulary is taken for, as ``vocab_on_reload`` says."""
+        return tokenizer.resorted() if self.vocab_on_reload == "resorted" else tokenizer
 
     def _continue(self, prompt: str, generation: GenerationConfig) -> str:
         return self.tokenizer.decode(generate(self.model, self.encode(prompt), generation)[0].tolist())

@@ -40,4 +40,4 @@ class RebuiltStages(StagedTraining):
             model = TinyGPT(pl_module.model.config)
         model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
         pl_module.model = model.to(pl_module.device)
-        pl_module.tokenizer = CharTokenizer.load(self._folder / "vocab.json")
+        pl_module.tokenizer = pl_module.read_back(CharTokenizer.load(self._folder / "vocab.json"))
