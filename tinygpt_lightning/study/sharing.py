@@ -1,0 +1,178 @@
+"""All cells of a chunk of seeds, with every shared beginning computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.text import char_error_rate
+
+from tinygpt_lightning.generation import GenerationConfig, generate
+from tinygpt_lightning.model import TinyGPT
+from tinygpt_lightning.stages import stage_ends
+from tinygpt_lightning.study.design import Cell, Study
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.tokenizer import CharTokenizer
+
+Outcome = dict[str, Any]
+
+
+def branches(cells: Sequence[Cell], stage: int, share: bool) -> list[list[Cell]]:
+    """Cells that go through ``stage`` together, given that they came to it together.
+
+    The first stage is the same for all. A later one differs by what happens at the boundary; how long it
+    lasts makes no difference until the shorter one ends.
+
+    >>> [len(group) for group in branches(Study().cells, 0, share=True)]
+    [14]
+    >>> staged = [cell for cell in Study().cells if cell.staged]
+    >>> [len(group) for group in branches(staged, 1, share=True)]
+    [1, 1, 1, 1, 1, 1, 1, 1]
+    """
+
+    def boundary(cell: Cell) -> Hashable:
+        return (cell.vocabulary, cell.optimizer, cell.weights) if stage else ()
+
+    if not share:
+        return [[cell] for cell in cells]
+    # groupby joins neighbours only; str orders the nulls of single stages too.
+    return [list(group) for _, group in groupby(sorted(cells, key=lambda c: str(boundary(c))), key=boundary)]
+
+
+def epochs_needed(cells: Sequence[Cell], share: bool, stage: int = 0) -> int:
+    """Epochs that a seed trains for all of ``cells``.
+
+    >>> epochs_needed(Study().cells, share=True)  # 300, and 8 branches of 30
+    540
+    >>> epochs_needed(Study().cells, share=False)
+    1260
+    """
+    total = 0
+    for group in branches(cells, stage, share):
+        total += max(cell.schedule[stage] for cell in group)
+        for length in {cell.schedule[stage] for cell in group}:
+            total += epochs_needed([c for c in group if c.schedule[stage] == length and len(c.schedule) > stage + 1],
+                                   share, stage + 1)  # fmt: skip
+    return total
+
+
+class ChunkRunner:
+    """Runs cells on a chunk of seeds and hands out the outcomes as they come.
+
+    Args:
+        study: Its settings.
+        device: Where to compute.
+        finished: Called with a cell and its seeds' outcomes.
+        failed: Called with a cell and what went wrong with it; the other cells go on.
+        tick: Called after every epoch with the number of seeds that trained.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        device: torch.device,
+        finished: Callable[[Cell, list[Outcome]], None],
+        failed: Callable[[Cell, Exception], None],
+        tick: Callable[[int], None],
+    ) -> None:
+        self.study = study
+        self.device = device
+        self.finished = finished
+        self.failed = failed
+        self.tick = tick
+        self._made = CharTokenizer.from_text(study.text)
+        self._reader = TinyGPT(study.model).to(device)  # lent to one replicate's weights after another
+
+    def run(self, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+        """Run all of ``cells`` with these seeds."""
+        start = Ensemble(
+            self.study.model, seeds, len(self.study.text) - 1, self.study.learning_rate, self.device
+        )
+        self._grow(start, cells, 0)
+
+    def _grow(self, parent: Ensemble, cells: Sequence[Cell], stage: int) -> None:
+        for group in branches(cells, stage, self.study.share):
+            left = list(group)
+            # Whatever goes wrong in a cell (memory, arithmetic) must not cost the others their results.
+            try:
+                branch = parent.fork()
+                if stage:
+                    branch.begin_stage(
+                        stage,
+                        reset_optimizer=group[0].stages[stage].reset_optimizer,
+                        redraw_weights=group[0].weights == "redrawn",
+                    )
+                ids = self._ids(group[0].alphabet(stage, self._made))
+                for length in sorted({cell.schedule[stage] for cell in group}):
+                    while branch.epoch - parent.epoch < length:
+                        branch.train_epoch(ids, len(self.study.prompt))
+                        self.tick(len(branch.seeds))
+                    here = [cell for cell in left if cell.schedule[stage] == length]
+                    left = [cell for cell in left if cell not in here]
+                    self._grow(branch, [cell for cell in here if len(cell.schedule) > stage + 1], stage + 1)
+                    for cell in here:
+                        if len(cell.schedule) == stage + 1:
+                            self._finish(branch, cell)
+            except Exception as error:
+                for cell in left:
+                    self.failed(cell, error)
+
+    def _finish(self, branch: Ensemble, cell: Cell) -> None:
+        try:
+            outcomes = self.read(branch, cell)
+        except Exception as error:
+            self.failed(cell, error)
+        else:
+            self.finished(cell, outcomes)
+
+    @torch.no_grad()
+    def read(self, branch: Ensemble, cell: Cell) -> list[Outcome]:
+        """What came out, for each seed; numbers that are no numbers (a diverged loss) become null."""
+        trained_on = cell.alphabet(len(cell.schedule) - 1, self._made)
+        read_with = cell.alphabet(len(cell.schedule), self._made)
+        ids = self._ids(trained_on)
+        loss_on = branch.loss_with_dropout(ids).tolist()
+        loss_off = branch.evaluate(ids, len(self.study.prompt))[0].tolist()
+        curves = torch.stack(branch.losses, dim=1).tolist()  # (S, epochs)
+        starts = [0, *stage_ends(cell.stages)[:-1]]
+        outcomes = []
+        for index, curve in enumerate(curves):
+            branch.copy_weights(index, self._reader)
+            text_in_training = self._continue(trained_on)
+            text = text_in_training if read_with.vocab == trained_on.vocab else self._continue(read_with)
+            loss = [_finite(value) for value in curve]
+            outcomes.append(
+                {
+                    "exact": text == self.study.text,
+                    "text": text,
+                    "char_error_rate": char_error_rate([text], [self.study.text]).item(),
+                    "exact_in_training_vocabulary": text_in_training == self.study.text,
+                    "text_in_training_vocabulary": text_in_training,
+                    "char_error_rate_in_training_vocabulary": char_error_rate(
+                        [text_in_training], [self.study.text]
+                    ).item(),
+                    "loss": loss,
+                    "first_loss_of_stage": [loss[start] for start in starts],
+                    "epochs_to_exact": branch.exact_after[index],
+                    "final_loss_dropout_on": _finite(loss_on[index]),
+                    "final_loss_dropout_off": _finite(loss_off[index]),
+                    "seconds": branch.seconds / len(branch.seeds),
+                }
+            )
+        return outcomes
+
+    def _ids(self, alphabet: CharTokenizer) -> Tensor:
+        return torch.tensor([alphabet.encode(self.study.text)], device=self.device)  # (1, T + 1)
+
+    def _continue(self, alphabet: CharTokenizer) -> str:
+        prompt = torch.tensor([alphabet.encode(self.study.prompt)], device=self.device)
+        ids = generate(self._reader, prompt, GenerationConfig(max_length=len(self.study.text)))
+        return alphabet.decode(ids[0].tolist())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

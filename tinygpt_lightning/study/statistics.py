@@ -1,0 +1,84 @@
+"""The arithmetic of the evidence: intervals, exact tests, corrections. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Exact interval of a proportion (Clopper and Pearson 1934).
+
+    Raises:
+        ValueError: If ``n`` is below 1 or ``successes`` is not from 0 to ``n``.
+
+    >>> low, high = clopper_pearson(20, 20)  # 0.025 ** (1 / 20)
+    >>> round(low, 4), high
+    (0.8316, 1.0)
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"expected 0 to n successes and n of 1 or more, got {successes} of {n}")
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
+    return Interval(float(interval.low), float(interval.high))
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of a paired comparison of two yes/no outcomes (McNemar 1947).
+
+    Args:
+        only_first: Pairs in which only the first outcome is a success.
+        only_second: Pairs in which only the second one is. Pairs that agree say nothing.
+
+    >>> mcnemar_exact(5, 0)  # 2 · 0.5^5
+    0.0625
+    >>> mcnemar_exact(0, 0)
+    1.0
+    """
+    discordant = only_first + only_second
+    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values so that the chance of any false finding among them stays below the level (Holm 1979).
+
+    >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def paired_bootstrap(
+    differences: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentile interval of the mean of paired differences (Efron 1979); the same seed gives the same one.
+
+    The percentile method and not BCa, which has no answer when all differences are equal.
+
+    Raises:
+        ValueError: If there are fewer than two differences.
+
+    >>> paired_bootstrap([2.0, 2.0, 2.0])
+    Interval(low=2.0, high=2.0)
+    """
+    if len(differences) < 2:
+        raise ValueError(f"expected two differences or more, got {len(differences)}")
+    values = np.asarray(differences, dtype=float)
+    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values[picks].mean(axis=1), [tail, 1 - tail])
+    return Interval(float(low), float(high))
