@@ -30,19 +30,21 @@ def exactness_figure(results: Results) -> Figure:
     for y, cell in enumerate(cells):
         outcomes = list(results.by_cell[cell].values())
         n = len(outcomes)
-        for name, shift, style in (
-            ("exact", -0.14, {"fmt": "o", "color": COLOURS[cell.vocabulary], "markersize": 8}),
-            ("exact_in_training_vocabulary", 0.18, {"fmt": "D", "color": GREY, "markersize": 4.5, "mfc": "white"}),
+        colour = COLOURS[cell.vocabulary]
+        k, trained = (sum(outcome[name] for outcome in outcomes) for name in ("exact", "exact_in_training_vocabulary"))
+        for successes, at, fmt, size, line, fill in (
+            (k, y - 0.14, "o", 8, colour, colour),
+            (trained, y + 0.18, "D", 4.5, GREY, "white"),
         ):
-            k = sum(outcome[name] for outcome in outcomes)
-            low, high = clopper_pearson(k, n)
-            axes.errorbar(k / n, y + shift, xerr=[[k / n - low], [high - k / n]], capsize=3, **style)
-        k = sum(outcome["exact"] for outcome in outcomes)
-        axes.text(1.04, y, f"{k}/{n}", va="center", weight="bold", color=COLOURS[cell.vocabulary])
+            low, high = clopper_pearson(successes, n)
+            share = successes / n
+            error = [[share - low], [high - share]]
+            axes.errorbar(share, at, xerr=error, fmt=fmt, color=line, mfc=fill, markersize=size, capsize=3)
+        axes.text(1.04, y, f"{k}/{n}", va="center", weight="bold", color=colour)
     axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
     axes.set_xlim(-0.03, 1.12)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-    axes.invert_yaxis()
+    axes.set_ylim(len(cells) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("runs that reproduce the sentence exactly, with 95 % Clopper–Pearson intervals")
@@ -82,8 +84,9 @@ def loss_figure(results: Results) -> Figure:
         axes.set_title(f"weights {weights} at the boundary" if weights else "one stage")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower left")
     figure.axes[0].set_ylabel("training loss (nats; median over seeds, band: all seeds)")
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"Loss of {', '.join(sorted({schedule_name(cell.schedule) for cell in shown}))}", weight="bold")
     return figure
 
@@ -98,6 +101,12 @@ def _draw_losses(axes: Axes, results: Results, cell: Cell) -> None:
     axes.plot(epochs, np.median(curves, axis=0), style, color=COLOURS[cell.vocabulary], label=label, lw=1.8)
     for length in np.cumsum(cell.schedule)[:-1]:
         axes.axvline(length + 0.5, color=GREY, lw=0.8, ls=":")
+        first = float(np.median(curves[:, length]))
+        if cell.optimizer == "new" and first > math.log(results.study.model.vocab_size) * 1.2:
+            axes.annotate(
+                f"{first:.1f}: sure, in the wrong alphabet", (length + 1, first), xytext=(8, 4),
+                textcoords="offset points", color=COLOURS[cell.vocabulary], weight="bold", va="center",
+            )  # fmt: skip
 
 
 def symbols(text: str) -> list[str]:

@@ -122,6 +122,7 @@ def factor_tests(results: Results) -> list[FactorTest]:
         ):
             first, second = ((level, having(more, **{name: level})) for level in levels)
             compare(factor, vocabulary, first, second)
+    tests.sort(key=lambda test: test.factor)
     corrected = holm([test.p for test in tests])
     return [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 
@@ -219,16 +220,16 @@ def answer(results: Results, tests: list[FactorTest], effects: list[ResetEffect]
 
 
 def _reset_sentence(effects: list[ResetEffect]) -> str:
-    clear = [effect for effect in effects if effect.clear]
-    if not clear:
-        return "On loss and on epochs to exactness, too, the optimizer's reset shows no effect that is clear of zero."
-    changes = "; ".join(
-        f"{effect.measure} {effect.mean:+.3g} [{effect.interval.low:+.3g}, {effect.interval.high:+.3g}] "
-        f"({effect.where})"
-        for effect in clear
-        if effect.mean is not None and effect.interval is not None
-    )
-    return f"What the optimizer's reset does change, new minus kept: {changes}."
+    parts = []
+    for measure in dict.fromkeys(effect.measure for effect in effects):
+        about = [effect for effect in effects if effect.measure == measure]
+        clear = [effect.mean for effect in about if effect.clear and effect.mean is not None]
+        if clear:
+            means = f"{min(clear):+.3g} to {max(clear):+.3g}" if len(clear) > 1 else f"{clear[0]:+.3g}"
+            parts.append(f"{measure}: {means} on average, clear of zero in {len(clear)} of {len(about)} comparisons")
+        else:
+            parts.append(f"{measure}: nothing that is clear of zero in {len(about)} comparisons")
+    return f"What the optimizer's reset changes, new minus kept: {'; '.join(parts)}."
 
 
 def _p(value: float | None) -> str:

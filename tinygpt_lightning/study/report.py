@@ -79,7 +79,7 @@ def cell_table(results: Results) -> str:
     return table(header, rows)
 
 
-def test_table(results: Results) -> str:
+def factor_table(results: Results) -> str:
     """One line for each test of a factor."""
     rows = [
         [
@@ -148,7 +148,7 @@ def write(study: Study, rows: list[Row], folder: Path, command: str) -> str:
         "Losses are mean cross-entropies of the next character, in nats, in the vocabulary of training. Intervals "
         "are Clopper–Pearson's exact ones.",
         "## Which factor matters",
-        test_table(results),
+        factor_table(results),
         "McNemar's exact test, two-sided, paired by seed: a seed is a success at a level if *all* its runs at that "
         f"level are exact. All {len(tests)} p-values are corrected together after Holm; "
         f"below {SIGNIFICANCE} an effect counts as established. Runs of a seed that differ in one factor share "

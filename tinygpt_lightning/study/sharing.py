@@ -55,8 +55,8 @@ def epochs_needed(cells: Sequence[Cell], share: bool, stage: int = 0) -> int:
     for group in branches(cells, stage, share):
         total += max(cell.schedule[stage] for cell in group)
         for length in {cell.schedule[stage] for cell in group}:
-            total += epochs_needed([c for c in group if c.schedule[stage] == length and len(c.schedule) > stage + 1],
-                                   share, stage + 1)  # fmt: skip
+            going_on = [c for c in group if c.schedule[stage] == length and len(c.schedule) > stage + 1]
+            total += epochs_needed(going_on, share, stage + 1)
     return total
 
 
@@ -66,8 +66,9 @@ class ChunkRunner:
     Args:
         study: Its settings.
         device: Where to compute.
-        finished: Called with a cell and its seeds' outcomes.
-        failed: Called with a cell and what went wrong with it; the other cells go on.
+        seeds: The chunk.
+        finished: Called with a cell and each seed's outcome.
+        failed: Called with a cell, the seeds and what went wrong; the other cells go on.
         tick: Called after every epoch with the number of seeds that trained.
     """
 
@@ -75,23 +76,24 @@ class ChunkRunner:
         self,
         study: Study,
         device: torch.device,
-        finished: Callable[[Cell, list[Outcome]], None],
-        failed: Callable[[Cell, Exception], None],
+        seeds: list[int],
+        finished: Callable[[Cell, dict[int, Outcome]], None],
+        failed: Callable[[Cell, list[int], Exception], None],
         tick: Callable[[int], None],
     ) -> None:
         self.study = study
         self.device = device
+        self.seeds = seeds
         self.finished = finished
         self.failed = failed
         self.tick = tick
         self._made = CharTokenizer.from_text(study.text)
         self._reader = TinyGPT(study.model).to(device)  # lent to one replicate's weights after another
 
-    def run(self, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
-        """Run all of ``cells`` with these seeds."""
-        start = Ensemble(
-            self.study.model, seeds, len(self.study.text) - 1, self.study.learning_rate, self.device
-        )
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Run all of ``cells``."""
+        length = len(self.study.text) - 1
+        start = Ensemble(self.study.model, self.seeds, length, self.study.learning_rate, self.device)
         self._grow(start, cells, 0)
 
     def _grow(self, parent: Ensemble, cells: Sequence[Cell], stage: int) -> None:
@@ -119,18 +121,16 @@ class ChunkRunner:
                             self._finish(branch, cell)
             except Exception as error:
                 for cell in left:
-                    self.failed(cell, error)
+                    self.failed(cell, self.seeds, error)
 
     def _finish(self, branch: Ensemble, cell: Cell) -> None:
         try:
-            outcomes = self.read(branch, cell)
+            self.finished(cell, self.read(branch, cell))
         except Exception as error:
-            self.failed(cell, error)
-        else:
-            self.finished(cell, outcomes)
+            self.failed(cell, self.seeds, error)
 
     @torch.no_grad()
-    def read(self, branch: Ensemble, cell: Cell) -> list[Outcome]:
+    def read(self, branch: Ensemble, cell: Cell) -> dict[int, Outcome]:
         """What came out, for each seed; numbers that are no numbers (a diverged loss) become null."""
         trained_on = cell.alphabet(len(cell.schedule) - 1, self._made)
         read_with = cell.alphabet(len(cell.schedule), self._made)
@@ -139,30 +139,26 @@ class ChunkRunner:
         loss_off = branch.evaluate(ids, len(self.study.prompt))[0].tolist()
         curves = torch.stack(branch.losses, dim=1).tolist()  # (S, epochs)
         starts = [0, *stage_ends(cell.stages)[:-1]]
-        outcomes = []
-        for index, curve in enumerate(curves):
+        outcomes = {}
+        for index, (seed, curve) in enumerate(zip(branch.seeds, curves, strict=True)):
             branch.copy_weights(index, self._reader)
             text_in_training = self._continue(trained_on)
             text = text_in_training if read_with.vocab == trained_on.vocab else self._continue(read_with)
             loss = [_finite(value) for value in curve]
-            outcomes.append(
-                {
-                    "exact": text == self.study.text,
-                    "text": text,
-                    "char_error_rate": char_error_rate([text], [self.study.text]).item(),
-                    "exact_in_training_vocabulary": text_in_training == self.study.text,
-                    "text_in_training_vocabulary": text_in_training,
-                    "char_error_rate_in_training_vocabulary": char_error_rate(
-                        [text_in_training], [self.study.text]
-                    ).item(),
-                    "loss": loss,
-                    "first_loss_of_stage": [loss[start] for start in starts],
-                    "epochs_to_exact": branch.exact_after[index],
-                    "final_loss_dropout_on": _finite(loss_on[index]),
-                    "final_loss_dropout_off": _finite(loss_off[index]),
-                    "seconds": branch.seconds / len(branch.seeds),
-                }
-            )
+            outcomes[seed] = {
+                "exact": text == self.study.text,
+                "text": text,
+                "char_error_rate": char_error_rate([text], [self.study.text]).item(),
+                "exact_in_training_vocabulary": text_in_training == self.study.text,
+                "text_in_training_vocabulary": text_in_training,
+                "char_error_rate_in_training_vocabulary": char_error_rate([text_in_training], [self.study.text]).item(),
+                "loss": loss,
+                "first_loss_of_stage": [loss[start] for start in starts],
+                "epochs_to_exact": branch.exact_after[index],
+                "final_loss_dropout_on": _finite(loss_on[index]),
+                "final_loss_dropout_off": _finite(loss_off[index]),
+                "seconds": branch.seconds / len(branch.seeds),
+            }
         return outcomes
 
     def _ids(self, alphabet: CharTokenizer) -> Tensor:

@@ -1,0 +1,139 @@
+"""A study from its first row to its report, on one process or many."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+
+from tinygpt_lightning.study import report, rows
+from tinygpt_lightning.study.design import Cell, FabricSettings, Study
+from tinygpt_lightning.study.ensemble import keep_freed_memory
+from tinygpt_lightning.study.findings import Results
+from tinygpt_lightning.study.progress import Progress
+from tinygpt_lightning.study.sharing import ChunkRunner, Outcome, epochs_needed
+
+
+class Runner:
+    """Makes the rows that are missing, and the report.
+
+    Every process takes its share of the chunks and writes its rows to a file of its own; the first process
+    joins the files before the work and after it.
+
+    Args:
+        study: The settings.
+        folder: Where the results go.
+        command: What makes them again, for the report.
+
+    Raises:
+        ValueError: If the folder holds rows of another study, or Fabric cannot run as it is told to.
+        OSError: If the folder cannot be used.
+    """
+
+    def __init__(self, study: Study, folder: Path, command: str) -> None:
+        self.study = study
+        self.folder = folder
+        self.command = command
+        self.done, self.messages = rows.load(folder)
+        rows.check_same_study(self.done, study.common, folder)
+        self.finished = {rows.key(row["config"]) for row in self.done}
+        self.fabric = _fabric(study.fabric)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> int:
+        """Do it all; 1 if a row is missing at the end, and 0 if not."""
+        self.fabric.launch()
+        torch.set_num_threads(self.study.threads)
+        keep_freed_memory()
+        if self.fabric.is_global_zero:
+            for message in self.messages:
+                print(message, file=sys.stderr)
+            rows.save(self.folder, self.done)
+        self.fabric.barrier()
+        self._work()
+        self.fabric.barrier()
+        return self._gather() if self.fabric.is_global_zero else 0
+
+    def _work(self) -> None:
+        share = [
+            (seeds, [cell for cell in self.study.cells if self._unfinished(cell, seeds)])
+            for seeds in self.study.chunks[self.fabric.global_rank :: self.fabric.world_size]
+        ]
+        progress = Progress(
+            sum(len(seeds) * epochs_needed(cells, self.study.share) for seeds, cells in share), sys.stderr
+        )
+        parent = os.getppid()
+
+        def tick(units: int) -> None:
+            if self.fabric.is_global_zero:
+                progress.advance(units)
+            elif os.getppid() != parent:
+                # Whoever started this process was killed: nobody is left to gather its rows.
+                raise SystemExit(1)
+
+        for seeds, cells in share:
+            if cells:
+                ChunkRunner(self.study, self.fabric.device, seeds, self._keep, _report_failure, tick).run(cells)
+
+    def _unfinished(self, cell: Cell, seeds: list[int]) -> list[int]:
+        return [seed for seed in seeds if rows.key(self.study.config(cell, seed)) not in self.finished]
+
+    def _keep(self, cell: Cell, outcomes: dict[int, Outcome]) -> None:
+        # All seeds of the chunk were trained, since a stack of another size may round differently.
+        for seed in self._unfinished(cell, list(outcomes)):
+            row = {
+                "config": self.study.config(cell, seed),
+                "engine": {
+                    "device": self.fabric.device.type,
+                    "threads": self.study.threads,
+                    "chunk": self.study.chunk,
+                    "share": self.study.share,
+                },
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: metadata.version(name) for name in ("tinygpt-lightning", "torch", "lightning")},
+                },
+                "seconds": outcomes[seed].pop("seconds"),
+                "outcome": outcomes[seed],
+            }
+            rows.append(self.folder / f"rows-{self.fabric.global_rank}.jsonl", row)
+
+    def _gather(self) -> int:
+        made, _ = rows.load(self.folder)
+        places = [rows.key(self.study.config(cell, seed)) for cell in self.study.cells for seed in self.study.seed_list]
+        order = {place: number for number, place in enumerate(places)}
+        # Rows of an earlier, larger design are kept, after those of this one.
+        made.sort(key=lambda row: (order.get(rows.key(row["config"]), len(order)), rows.key(row["config"])))
+        rows.save(self.folder, made)
+        print(report.write(self.study, made, self.folder, self.command))
+        print(f"report: {self.folder / 'report.md'}", file=sys.stderr)
+        missing = Results(self.study, made).missing
+        if missing:
+            print(f"{missing} runs are missing: the same command makes them again", file=sys.stderr)
+        return 1 if missing else 0
+
+
+def _fabric(settings: FabricSettings) -> Fabric:
+    several = settings.devices * settings.num_nodes > 1
+    try:
+        return Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            # One process may be done long before the last one is.
+            strategy=DDPStrategy(timeout=timedelta(days=30)) if several else "auto",
+        )
+    except (RuntimeError, ValueError) as error:  # Fabric's own messages say what there is to choose from
+        raise ValueError(f"fabric.accelerator, fabric.devices: {error}") from None
+
+
+def _report_failure(cell: Cell, seeds: list[int], error: Exception) -> None:
+    reason = (str(error).splitlines() or [""])[0]
+    print(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}", file=sys.stderr)
