@@ -113,8 +113,9 @@ class Study:
         seeds: How many seeds, counted from 0, or a list of them.
         learning_rate: Of AdamW, per epoch; its other settings are PyTorch's defaults.
         model: Size of the model; vocab_size follows from the text.
-        chunk: Seeds trained together. More need more memory: 0.2 GiB each at full size.
-        threads: CPU threads of each process. The last bits of a result depend on it, not on the processes.
+        chunk: Seeds trained together. More need more memory, 0.3 GiB each at full size.
+        threads: CPU threads of each process. A result's last bits depend on it, and on a very small model's
+            chunk; they never depend on the number of processes.
         share: Whether runs that share a beginning share its computation; it changes no result.
         fabric: Where the study runs.
         output: Folder of the results; null means checkpoints/ and the config file's name.
@@ -208,5 +209,5 @@ class Study:
         }
 
     def config(self, cell: Cell, seed: int) -> dict[str, Any]:
-        """All that decides a run's result, up to the last bits of its numbers."""
+        """All that decides a run's result, but for the rounding of its last bits."""
         return {**asdict(cell), "schedule": list(cell.schedule), "seed": seed, **self.common}

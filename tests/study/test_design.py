@@ -1,0 +1,54 @@
+import pytest
+
+from tinygpt_lightning.study.design import Cell, FabricSettings, Study
+from tinygpt_lightning.tokenizer import CharTokenizer
+
+
+def test_full_factorial_with_boundary_factors_only_at_boundaries():
+    cells = Study(schedules=[[30], [20, 20, 20]]).cells
+    assert len(cells) == len(set(cells)) == 2 * (1 + 4)
+    assert all((cell.optimizer is None) == (cell.weights is None) == (len(cell.schedule) == 1) for cell in cells)
+
+
+def test_alphabets_are_the_originals():
+    made = CharTokenizer.from_text("Aa!")
+    single, staged = Cell("resorted", (3,)), Cell("resorted", (3, 3), "new", "carried")
+    assert single.alphabet(0, made).vocab == made.vocab  # trained on
+    assert single.alphabet(1, made).vocab == made.resorted().vocab != made.vocab  # read with
+    assert staged.alphabet(0, made).vocab == made.vocab
+    assert staged.alphabet(1, made).vocab == staged.alphabet(2, made).vocab == made.resorted().vocab
+    assert Cell("stable", (3,)).alphabet(1, made).vocab == made.vocab
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"prompt": "Answer"}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"vocabulary": []}, "vocabulary"),
+        ({"weights": ["carried", "carried"]}, "weights"),
+        ({"schedules": [[30], []]}, "schedules"),
+        ({"schedules": [[30, 0]]}, "schedules"),
+        ({"seeds": 0}, "seed"),
+        ({"seeds": [-1]}, "seeds"),
+        ({"chunk": 0}, "chunk"),
+        ({"threads": 0}, "threads"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"text": "Question: Xin chào" + "!" * 1024}, "n_positions"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, named):
+    with pytest.raises(ValueError, match=f"{named}: expected .* got"):
+        Study(**settings)
+
+
+def test_fabric_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match=r"fabric\.devices: expected 1 or more, got 0"):
+        FabricSettings(devices=0)
+
+
+def test_decomposed_text_is_the_same_study():
+    assert (
+        Study(text="Xin cha\u0300o!", prompt="Xin cha\u0300o").common
+        == Study(text="Xin chào!", prompt="Xin chào").common
+    )

@@ -1,0 +1,84 @@
+"""The statistics against counting, and against formulas written down independently."""
+
+from itertools import product
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinygpt_lightning.study.statistics import clopper_pearson, holm, mcnemar_exact, paired_bootstrap
+
+
+def at_least(k, n, p):
+    return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (3, 10), (9, 10), (17, 20)])
+def test_clopper_pearson_cuts_off_its_tails(k, n):
+    low, high = clopper_pearson(k, n)
+    assert at_least(k, n, low) == pytest.approx(0.025)
+    if k < n:
+        assert 1 - at_least(k + 1, n, high) == pytest.approx(0.025)
+
+
+def test_clopper_pearson_by_hand():
+    assert clopper_pearson(20, 20) == pytest.approx((0.025 ** (1 / 20), 1))
+    assert clopper_pearson(0, 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    assert clopper_pearson(3, 10) == pytest.approx((0.0667, 0.6525), abs=5e-5)  # as tabulated
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_clopper_pearson_refuses_what_is_no_count(k, n):
+    with pytest.raises(ValueError, match=f"got {k} of {n}"):
+        clopper_pearson(k, n)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 1), (5, 0), (2, 6), (4, 4), (7, 1)])
+def test_mcnemar_counts_all_ways_the_pairs_could_have_gone(b, c):
+    n = b + c
+    # Every discordant pair could have gone either way: those at least as lopsided as what was seen.
+    ways = [sum(way) for way in product((0, 1), repeat=n)]
+    expected = sum(abs(first - n / 2) >= abs(b - n / 2) for first in ways) / 2**n
+    assert mcnemar_exact(b, c) == pytest.approx(expected)
+
+
+def test_holm_by_hand():
+    assert holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_by_its_definition(p_values):
+    """Step down: hypotheses are rejected in order while p < level / those left; adjusted p inverts that."""
+
+    def rejected(level):
+        out = set()
+        for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+            if p_values[index] * (len(p_values) - rank) > level:
+                break
+            out.add(index)
+        return out
+
+    adjusted = holm(p_values)
+    for level in (0.01, 0.05, 0.3, 0.99):
+        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected(level)
+
+
+def test_bootstrap_counts_all_resamples():
+    differences = [0.0, 1.0, 5.0]
+    means = sorted(sum(pick) / 3 for pick in product(differences, repeat=3))
+    low, high = paired_bootstrap(differences, confidence=0.5, resamples=200_000)
+    # All 27 resamples are equally likely: the quartiles are the 7th and the 21st.
+    assert (low, high) == pytest.approx((means[6], means[20]))
+
+
+def test_bootstrap_is_the_same_every_time():
+    differences = [0.3, -0.2, 0.5, 0.9, -0.1]
+    assert paired_bootstrap(differences) == paired_bootstrap(differences)
+    assert paired_bootstrap(differences) != paired_bootstrap(differences, seed=1)
+
+
+def test_bootstrap_refuses_a_single_pair():
+    with pytest.raises(ValueError, match="two differences or more, got 1"):
+        paired_bootstrap([1.0])
