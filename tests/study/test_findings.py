@@ -51,7 +51,7 @@ def test_when_the_alphabets_decide():
     text = paragraph(results(alphabets_decide))
     assert text.startswith("**What decides is whether the last stage was trained on the alphabet")
     assert "predicts all 240 runs" in text
-    assert "No effect of the optimizer at the boundary on exactness was found" in text
+    assert "No effect of the optimizer at the boundary on exactness is established" in text
     assert "No effect of the weights at the boundary" in text
     assert "Of the 40 runs that are not exact, 40 are when" in text
 

@@ -76,8 +76,8 @@ def loss_figure(results: Results) -> Figure:
         axes.axhline(knows_nothing, color=RED, lw=1)
         axes.annotate(
             f"ln {results.study.model.vocab_size} = {knows_nothing:.2f}: knows nothing",
-            (1, knows_nothing), xycoords=("axes fraction", "data"), xytext=(-4, 3), textcoords="offset points",
-            color=RED, ha="right", va="bottom",
+            (1, knows_nothing), xycoords=("axes fraction", "data"), xytext=(-4, -3), textcoords="offset points",
+            color=RED, ha="right", va="top",
         )  # fmt: skip
         axes.set_yscale("log")
         axes.set_xlabel("epoch")

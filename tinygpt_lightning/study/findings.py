@@ -206,7 +206,7 @@ def answer(results: Results, tests: list[FactorTest], effects: list[ResetEffect]
     for factor in dict.fromkeys(test.factor for test in tests if test.factor not in factors):
         found = [test for test in tests if test.factor == factor]
         differing = " and ".join(f"{sum(test.only)} of {test.n} ({test.within})" for test in found)
-        sentences.append(f"No effect of {factor} on exactness was found: seeds that differ are {differing}.")
+        sentences.append(f"No effect of {factor} on exactness is established: seeds that differ are {differing}.")
     misread = [outcome for _, _, outcome in results.runs if not outcome["exact"]]
     if misread:
         rescued = sum(outcome["exact_in_training_vocabulary"] for outcome in misread)
@@ -290,7 +290,7 @@ def claims(results: Results, tests: list[FactorTest]) -> list[Claim]:
             found.append(
                 Claim(
                     claim,
-                    "holds" if any(test.decisive for test in about) else "no effect on exactness found",
+                    "holds" if any(test.decisive for test in about) else "no effect on exactness established",
                     "; ".join(
                         f"{test.within}: {test.levels[0]} {test.exact[0]}/{test.n}, "
                         f"{test.levels[1]} {test.exact[1]}/{test.n}, p = {test.p:.2g}"

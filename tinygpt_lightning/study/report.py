@@ -143,7 +143,8 @@ def write(study: Study, rows: list[Row], folder: Path, command: str) -> str:
         cell_table(results),
         "Median (smallest–largest) over the seeds. *Exact*: greedy decoding from the prompt, with the vocabulary as "
         "it is read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the "
-        "vocabulary of their last stage. *Epochs to exactness* count from the start of the last stage to the first "
+        "vocabulary of their last stage. *Character error rate*: edits per character of the sentence, of the text as "
+        "printed. *Epochs to exactness* count from the start of the last stage to the first "
         "epoch after which, dropout off, every character of the answer is the likeliest one given those before it. "
         "Losses are mean cross-entropies of the next character, in nats, in the vocabulary of training. Intervals "
         "are Clopper–Pearson's exact ones.",
