@@ -46,6 +46,7 @@ from tinygpt_lightning.stages import Stage, StagedTraining, StageError
 from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
 
 PROGRAM = "python -m tinygpt_lightning"
+DESCRIPTION = "A one-block GPT-2 that learns one sentence in stages. `study --help` is about the experiment."
 RUN_VARIABLE = "TINYGPT_RUN"  # tells the other processes of a distributed fit which folder the first one made
 TRAINER_DEFAULTS = {
     "default_root_dir": "checkpoints",
@@ -96,7 +97,7 @@ class TinyGPTCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             parser_class=Parser,
-            parser_kwargs={"prog": PROGRAM, "description": "A one-block GPT-2 that learns one sentence in stages."},
+            parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION},
             auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
             load_from_checkpoint_support=False,  # the module reads its checkpoints itself
             args=list(args),
@@ -372,6 +373,11 @@ def main(args: Sequence[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call
+    if args[:1] == ["study"]:
+        # Only now: an experiment is nothing that `fit` and `predict` should load.
+        from tinygpt_lightning.study.command import main as study
+
+        sys.exit(study(args[1:]))
     try:
         TinyGPTCLI(args)
     except (
