@@ -34,7 +34,10 @@ class RebuiltStages(StagedTraining):
         assert isinstance(pl_module, TinyGPTModule)  # noqa: S101
         if trainer.world_size > 1:
             raise StageError("rebuild: expected one process, since DDP keeps hold of the old model; set it to false")
-        weights = read_checkpoint(self._folder / f"stage-{index}.ckpt")["state_dict"]
+        file = self._folder / f"stage-{index}.ckpt"
+        if not file.exists():  # the run went on from another one's checkpoint
+            trainer.save_checkpoint(file)
+        weights = read_checkpoint(file)["state_dict"]
         # New weights are drawn and thrown away: the dropout to come should not notice.
         with torch.random.fork_rng():
             model = TinyGPT(pl_module.model.config)

@@ -193,8 +193,8 @@ class StagedTraining(Callback):
         if index == self._built:
             return
         states = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
-        self._built = index
         self.on_stage_start(trainer, pl_module, index)
+        self._built = index
         self._build_optimizers(trainer, pl_module, self.stages[index])
         if not self.stages[index].reset_optimizer:
             for optimizer, state in zip(trainer.optimizers, states, strict=True):

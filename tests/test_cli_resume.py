@@ -1,0 +1,215 @@
+"""Going on with a run on the command line: damage, other settings, hostile files, a full disk."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SENTENCE, SMALL, Command
+
+from tinygpt_lightning import TinyGPTModule, read_checkpoint
+from tinygpt_lightning.cli import main
+from tinygpt_lightning.runs import Run
+
+FIT = ("fit", "--config", "small.yaml")
+RESUME = (*FIT, "--ckpt_path", "last")
+RUN = Path("checkpoints/small/version_0")
+LOCK = "import sys, pathlib, tinygpt_lightning.runs as runs; runs.Run(pathlib.Path(sys.argv[1])).lock()"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(FIT)
+    return folder
+
+
+@pytest.fixture
+def half(reference: Path, home: Path) -> Path:
+    """A copy of the finished run, as if it had been killed between its stages."""
+    shutil.copytree(reference / RUN, home / RUN)
+    (home / RUN / "stage-2.ckpt").unlink()
+    (home / RUN / "last.ckpt").unlink()
+    return home
+
+
+def same_weights(folder: Path, reference: Path) -> bool:
+    ours, theirs = (read_checkpoint(path / "last.ckpt")["state_dict"] for path in (folder, reference / RUN))
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_goes_on_in_place_from_its_newest_checkpoint(half: Path, reference: Path, command: Command) -> None:
+    result = command(*RESUME)
+    assert result.code == 0
+    assert f"run        {RUN}" in result.out
+    assert result.err.startswith("stage 2/2")
+    assert same_weights(RUN, reference)
+    assert sorted(path.name for path in RUN.parent.iterdir()) == ["version_0"]
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "one bit flipped"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    half: Path, reference: Path, command: Command, harm: str
+) -> None:
+    whole = (reference / RUN / "last.ckpt").read_bytes()
+    flipped = whole[:999] + bytes([whole[999] ^ 4]) + whole[1000:]
+    (RUN / "last.ckpt").write_bytes({"truncated": whole[:-1], "empty": b"", "one bit flipped": flipped}[harm])
+    result = command(*RESUME)
+    first = result.err.splitlines()[0]
+    assert first.startswith(f"{RUN}/last.ckpt: is ")
+    assert first.endswith(f"going on from {RUN}/stage-1.ckpt")
+    assert same_weights(RUN, reference)
+
+
+def test_a_run_with_nothing_but_damage_is_not_begun_anew(half: Path, command: Command) -> None:
+    (RUN / "stage-1.ckpt").write_bytes(b"PK")
+    result = command(*RESUME)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: {RUN}/stage-1.ckpt: is truncated\n"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_place(
+    home: Path, reference: Path, command: Command
+) -> None:
+    RUN.mkdir(parents=True)
+    (RUN / ".last.ckpt.0123abcd.tmp").write_bytes(b"half")
+    assert f"run        {RUN}" in command(*RESUME).out
+    assert same_weights(RUN, reference)
+    assert not list(RUN.glob(".*"))
+
+
+def test_a_file_is_gone_on_from_in_a_new_run(half: Path, reference: Path, command: Command) -> None:
+    before = (RUN / "stage-1.ckpt").read_bytes()
+    result = command(*FIT, "--ckpt_path", RUN / "stage-1.ckpt")
+    assert "run        checkpoints/small/version_1" in result.out
+    assert same_weights(Path("checkpoints/small/version_1"), reference)
+    assert (RUN / "stage-1.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (("--data.answer", "khách quý"), "data.answer: expected 'Công ty BICweb kính chào quý khách!'"),
+        (("--seed_everything", "7"), "seed_everything: expected 0"),
+        (("--model.config.n_embd", "32"), "model.config.n_embd 64, got 32"),
+        (("--model.optimizer.lr", "0.02"), r"stages[0].optimizer: expected AdamW"),
+        (("--stages", '[{"epochs": 29}, {"epochs": 30}]'), "stages[0].epochs: expected 30"),
+    ],
+)
+def test_a_run_cannot_change_on_its_way(half: Path, command: Command, changed: tuple[str, str], reason: str) -> None:
+    before = (RUN / "config.yaml").read_bytes()
+    result = command(*RESUME, *changed)
+    assert (result.code, result.out) == (2, "")
+    assert reason in result.err
+    assert len(result.err.splitlines()) <= 5
+    assert (RUN / "config.yaml").read_bytes() == before
+    assert command(*RESUME).code == 0  # nothing is lost
+
+
+def test_a_stage_to_come_may_change(half: Path, command: Command) -> None:
+    assert command(*RESUME, "--stages", '[{"epochs": 30}, {"epochs": 4}]').code == 0
+    assert read_checkpoint(RUN / "stage-2.ckpt")["global_step"] == 34
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(half: Path, command: Command) -> None:
+    result = command(*FIT, "--ckpt_path", RUN / "stage-1.ckpt", "--data.answer", "Xin chàp")
+    assert result.code == 2
+    assert f"{RUN}/stage-1.ckpt: is of another vocabulary" in result.err
+    assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
+
+
+def test_one_folder_is_trained_in_by_one_process(half: Path, command: Command) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", LOCK + "; print(flush=True); input()", RUN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout
+    other.stdout.readline()
+    result = command(*RESUME)
+    assert (result.code, result.err) == (2, f"error: {RUN}: another process is training there; wait for its end\n")
+    other.communicate(b"\n")
+    assert command(*RESUME).code == 0
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LOCK, tmp_path], check=True)
+    Run(tmp_path).lock()
+
+
+class Hostile:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("argument", [("predict",), ("validate", "--config", "small.yaml"), FIT])
+@pytest.mark.parametrize("forced", [False, True])
+def test_no_command_runs_what_a_file_holds(
+    home: Path, command: Command, monkeypatch: pytest.MonkeyPatch, argument: tuple[str, ...], forced: bool
+) -> None:
+    canary = home / "canary"
+    torch.save({"hyper_parameters": {"x": Hostile(canary)}, "state_dict": {}}, home / "hostile.ckpt")
+    (home / "hostile.pkl").write_bytes(pickle.dumps(Hostile(canary)))
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for file in ("hostile.ckpt", "hostile.pkl", "https://example.org/hostile.ckpt", "s3://bucket/hostile.ckpt"):
+        result = command(*argument, "--ckpt_path", file)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith(f"error: {file}: ")
+        assert len(result.err.splitlines()) == 1
+    assert not canary.exists()
+    with pytest.raises(ValueError, match="hostile"):
+        TinyGPTModule.load_from_checkpoint(home / "hostile.ckpt")
+    assert not canary.exists()
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, reference: Path, command: Command) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_epochs", "1"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while not (RUN / "last.ckpt").exists():
+        time.sleep(0.001)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == f"error: {RUN}/last.ckpt: File too large"
+    assert "Traceback" not in err
+    assert not list(RUN.glob(".*"))
+    assert command(*RESUME).out.startswith("prompt")
+    assert same_weights(RUN, reference)
+
+
+def test_a_prediction_during_training_reads_a_whole_checkpoint(home: Path, command: Command) -> None:
+    many = "[{epochs: 20}, {epochs: 2000}]"
+    training = subprocess.Popen(
+        [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_epochs", "1", "--stages", many],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not (RUN / "stage-1.ckpt").exists():
+            time.sleep(0.01)
+        for _ in range(5):
+            assert command("predict", "--ckpt_path", RUN / "last.ckpt") == (0, SENTENCE + "\n", "")
+        assert training.poll() is None
+    finally:
+        training.kill()
+        training.wait()
