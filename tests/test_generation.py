@@ -1,0 +1,223 @@
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from tinygpt_lightning.generation import GenerationConfig, generate, next_character_probabilities
+from tinygpt_lightning.model import GPTConfig, TinyGPT
+
+
+@pytest.fixture
+def model() -> TinyGPT:
+    torch.manual_seed(0)
+    # Strong dropout, so that leaving it on could not go unnoticed.
+    return TinyGPT(GPTConfig(n_positions=40, n_embd=32, n_head=4, embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5))
+
+
+def prompts(batch: int = 3, length: int = 5) -> Tensor:
+    return torch.randint(34, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+SAMPLED = GenerationConfig(max_length=40, temperature=1.0, seed=5)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_is_the_argmax_again_and_again(model: TinyGPT, use_cache: bool) -> None:
+    text = generate(model, prompts(), GenerationConfig(max_length=40), use_cache=use_cache)
+
+    model.eval()
+    expected = prompts().tolist()
+    for row in expected:
+        while len(row) < 40:
+            scores = model(torch.tensor([row]))[0, -1].tolist()
+            row.append(scores.index(max(scores)))
+    assert text.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerationConfig(max_length=40),
+        SAMPLED,
+        GenerationConfig(max_length=40, temperature=0.7, top_k=5, seed=1),
+        GenerationConfig(max_length=40, temperature=1.5, top_p=0.8, seed=2),
+    ],
+    ids=["greedy", "sampled", "top_k", "top_p"],
+)
+def test_the_cache_changes_no_character(model: TinyGPT, config: GenerationConfig) -> None:
+    cached = generate(model, prompts(), config)
+    assert cached.equal(generate(model, prompts(), config, use_cache=False))
+    assert cached.shape == (3, 40)
+    assert cached[:, :5].equal(prompts()), "the prompt comes first"
+
+
+def test_the_cache_saves_work(model: TinyGPT) -> None:
+    lengths: list[int] = []
+    model.h.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(1)))
+    generate(model, prompts(length=5), GenerationConfig(max_length=10))
+    assert lengths == [5, 1, 1, 1, 1]
+
+
+def test_the_default_is_greedy_and_64_characters(model: TinyGPT) -> None:
+    assert GenerationConfig() == GenerationConfig(max_length=64, temperature=0.0, top_k=None, top_p=None, seed=None)
+    with pytest.raises(ValueError, match="n_positions=40, got 64"):
+        generate(model, prompts())
+
+
+def test_each_row_of_a_batch_is_as_if_alone(model: TinyGPT) -> None:
+    config = GenerationConfig(max_length=40)
+    together = generate(model, prompts(batch=4), config)
+    for i, row in enumerate(together):
+        assert generate(model, prompts(batch=4)[i : i + 1], config)[0].equal(row)
+
+
+def test_rows_of_a_batch_are_sampled_independently(model: TinyGPT) -> None:
+    same_prompt = prompts(batch=1).expand(4, -1)
+    assert len({tuple(row) for row in generate(model, same_prompt, SAMPLED).tolist()}) == 4
+
+
+def test_a_prompt_of_max_length_comes_back_as_it_is(model: TinyGPT) -> None:
+    assert generate(model, prompts(), GenerationConfig(max_length=5)).equal(prompts())
+
+
+def test_a_seed_fixes_the_text_and_another_changes_it(model: TinyGPT) -> None:
+    def sample(seed: int | None) -> list[list[int]]:
+        return generate(model, prompts(), GenerationConfig(max_length=40, temperature=1.0, seed=seed)).tolist()
+
+    assert sample(3) == sample(3)
+    assert sample(3) != sample(4)
+    torch.manual_seed(0)
+    one = sample(None)
+    torch.manual_seed(0)
+    assert one != sample(None), "without a seed the global one decides nothing"
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_global_generator_is_left_alone(model: TinyGPT, seed: int | None) -> None:
+    before = torch.get_rng_state()
+    generate(model.train(), prompts(), GenerationConfig(max_length=40, temperature=1.0, seed=seed))
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_mode_is_restored(model: TinyGPT, training: bool) -> None:
+    model.train(training)
+    modes = []
+    model.h.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    generate(model, prompts(), GenerationConfig(max_length=10))
+    assert not any(modes)
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_the_training_mode_is_restored_after_an_error(model: TinyGPT) -> None:
+    with pytest.raises(ValueError, match="expected ids from 0 to 33"):
+        generate(model.train(), torch.tensor([[99]]), GenerationConfig(max_length=10))
+    assert {module.training for module in model.modules()} == {True}
+
+
+def test_samples_follow_the_models_distribution(model: TinyGPT) -> None:
+    config = GenerationConfig(max_length=6, temperature=0.8, top_k=6, seed=0)
+    n = 20_000
+    drawn = generate(model, prompts(batch=1).expand(n, -1), config)[:, -1]
+    with torch.no_grad():
+        logits = model.eval()(prompts(batch=1))[:, -1]
+    expected = TopKLogitsWarper(6)(None, TemperatureLogitsWarper(0.8)(None, logits)).softmax(-1)[0]
+    observed = drawn.bincount(minlength=34) / n
+    assert not observed[expected == 0].any()
+    assert ((observed - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt()).all()
+
+
+# Distinct logits, since among equal ones it is a matter of taste which to keep.
+distinct_logits = st.lists(st.integers(-2000, 2000), min_size=2, max_size=40, unique=True).map(
+    lambda values: torch.tensor([[value / 100 for value in values]], dtype=torch.float64)
+)
+
+
+@settings(deadline=None)
+@given(
+    logits=distinct_logits,
+    temperature=st.floats(0.05, 10),
+    top_k=st.none() | st.integers(1, 50),
+    top_p=st.none() | st.floats(0.01, 0.999),
+)
+def test_the_distribution_is_that_of_hugging_faces_warpers(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    scores = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k is not None:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p is not None:
+        # Where a sum of probabilities meets top_p to the last digits, rounding decides; that proves nothing.
+        sums = scores.softmax(-1).sort(descending=True).values.cumsum(-1)
+        assume(((sums - top_p).abs() > 1e-8).all())
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    probabilities = next_character_probabilities(
+        logits, GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    )
+    expected = scores.softmax(-1)
+    torch.testing.assert_close(probabilities, expected, atol=1e-12, rtol=1e-9)
+    assert (probabilities > 0).equal(expected > 0), "the same characters are left"
+
+
+def test_top_p_that_is_met_exactly_lets_in_no_more() -> None:
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    for top_p, left in ((0.4, 1), (0.7, 2), (0.9, 3), (1.0, 4)):
+        probabilities = next_character_probabilities(logits, GenerationConfig(temperature=1.0, top_p=top_p))
+        assert int((probabilities > 0).sum()) == left, top_p
+
+
+def test_among_equals_top_k_keeps_the_first() -> None:
+    probabilities = next_character_probabilities(torch.zeros(4), GenerationConfig(temperature=1.0, top_k=2))
+    assert probabilities.tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_top_k_of_1_and_a_tiny_temperature_are_greedy(model: TinyGPT) -> None:
+    greedy = generate(model, prompts(), GenerationConfig(max_length=40))
+    assert greedy.equal(generate(model, prompts(), GenerationConfig(max_length=40, temperature=5.0, top_k=1)))
+    assert greedy.equal(generate(model, prompts(), GenerationConfig(max_length=40, temperature=1e-300)))
+    assert greedy.equal(generate(model, prompts(), GenerationConfig(max_length=40, temperature=1.0, top_p=1e-9)))
+
+
+@pytest.mark.parametrize(
+    ("length", "max_length", "message"),
+    [
+        (0, 10, "prompt: expected at least one character, got none"),
+        (11, 10, "prompt: expected at most max_length=10 characters, got 11"),
+        (5, 41, "max_length: expected at most the model's n_positions=40, got 41"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(model: TinyGPT, length: int, max_length: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        generate(model, prompts(length=length), GenerationConfig(max_length=max_length))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_length", 0),
+        ("max_length", -3),
+        ("temperature", -0.1),
+        ("temperature", math.inf),
+        ("temperature", math.nan),
+        ("top_k", 0),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", -0.5),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name_and_value(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*, got {value}$"):
+        GenerationConfig(**{name: value})
+
+
+def test_the_largest_seed_is_allowed(model: TinyGPT) -> None:
+    config = GenerationConfig(max_length=10, temperature=1.0, seed=2**63 - 1)
+    assert generate(model, prompts(), config).equal(generate(model, prompts(), config))
