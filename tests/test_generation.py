@@ -131,17 +131,18 @@ def test_samples_follow_the_models_distribution(model: TinyGPT) -> None:
     assert ((observed - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt()).all()
 
 
-# Distinct logits, since among equal ones it is a matter of taste which to keep.
-distinct_logits = st.lists(st.integers(-2000, 2000), min_size=2, max_size=40, unique=True).map(
+# Distinct logits, since among equal ones it is a matter of taste which to keep; and close enough together
+# that no probability vanishes by itself, which would hide one kept or left out by mistake.
+distinct_logits = st.lists(st.integers(-500, 500), min_size=2, max_size=40, unique=True).map(
     lambda values: torch.tensor([[value / 100 for value in values]], dtype=torch.float64)
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(
     logits=distinct_logits,
-    temperature=st.floats(0.05, 10),
-    top_k=st.none() | st.integers(1, 50),
+    temperature=st.floats(0.1, 10),
+    top_k=st.none() | st.integers(1, 8) | st.integers(9, 50),
     top_p=st.none() | st.floats(0.01, 0.999),
 )
 def test_the_distribution_is_that_of_hugging_faces_warpers(
@@ -163,11 +164,22 @@ def test_the_distribution_is_that_of_hugging_faces_warpers(
     assert (probabilities > 0).equal(expected > 0), "the same characters are left"
 
 
-def test_top_p_that_is_met_exactly_lets_in_no_more() -> None:
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    for top_p, left in ((0.4, 1), (0.7, 2), (0.9, 3), (1.0, 4)):
-        probabilities = next_character_probabilities(logits, GenerationConfig(temperature=1.0, top_p=top_p))
-        assert int((probabilities > 0).sum()) == left, top_p
+@pytest.mark.parametrize(
+    ("probabilities", "top_p", "left"),
+    [
+        ([0.4, 0.3, 0.2, 0.1], 0.4, 1),
+        ([0.4, 0.3, 0.2, 0.1], 0.7, 2),
+        ([0.4, 0.3, 0.2, 0.1], 0.9, 3),
+        ([0.4, 0.3, 0.2, 0.1], 0.7001, 3),
+        ([0.4, 0.3, 0.2, 0.1], 1.0, 4),
+        ([0.1] * 10, 0.3, 3),  # 0.1 + 0.1 + 0.1 is more than 0.3 in binary
+        ([0.1] * 10, 0.8, 8),  # and eight of them are less than 0.8
+    ],
+)
+def test_top_p_that_is_met_exactly_lets_in_no_more(probabilities: list[float], top_p: float, left: int) -> None:
+    logits = torch.tensor(probabilities, dtype=torch.float64).log()
+    kept = next_character_probabilities(logits, GenerationConfig(temperature=1.0, top_p=top_p))
+    assert (kept > 0).tolist() == [True] * left + [False] * (len(probabilities) - left)
 
 
 def test_among_equals_top_k_keeps_the_first() -> None:
