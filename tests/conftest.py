@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+# Before torch is imported, and for the programs that tests start: tensors this small gain nothing from a second
+# thread, and two threads that wait for each other on a busy machine take fifty times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

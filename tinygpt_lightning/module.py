@@ -77,7 +77,7 @@ class TinyGPTModule(LightningModule):
         vocab_on_reload: Literal["stable", "resorted"] = "stable",
     ) -> None:
         super().__init__()
-        self.tokenizer = CharTokenizer(vocab) if vocab else CharTokenizer.from_text(QAPair().text)
+        self.tokenizer = CharTokenizer(vocab) if vocab is not None else CharTokenizer.from_text(QAPair().text)
         if config.vocab_size != len(self.tokenizer):
             raise ValueError(
                 f"config.vocab_size: expected the vocabulary's {len(self.tokenizer)} symbols, got {config.vocab_size}"
