@@ -7,14 +7,18 @@ import tinygpt_lightning
 
 PUBLIC = {
     "CharTokenizer",
+    "CheckpointError",
+    "ExactResume",
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "SafeCheckpointIO",
     "Stage",
     "StagedTraining",
     "TinyGPT",
     "TinyGPTModule",
     "generate",
+    "read_checkpoint",
 }
 
 
