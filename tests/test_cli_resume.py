@@ -23,7 +23,12 @@ from tinygpt_lightning.runs import Run
 FIT = ("fit", "--config", "small.yaml")
 RESUME = (*FIT, "--ckpt_path", "last")
 RUN = Path("checkpoints/small/version_0")
-LOCK = "import sys, pathlib, tinygpt_lightning.runs as runs; runs.Run(pathlib.Path(sys.argv[1])).lock()"
+LOCK = """
+import pathlib, sys
+from tinygpt_lightning.runs import Run
+lock = Run(pathlib.Path(sys.argv[1])).locked()
+lock.__enter__()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +151,8 @@ def test_one_folder_is_trained_in_by_one_process(half: Path, command: Command) -
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LOCK, tmp_path], check=True)
-    Run(tmp_path).lock()
+    with Run(tmp_path).locked():
+        pass
 
 
 class Hostile:

@@ -453,7 +453,7 @@ def test_a_checkpoint_of_another_size_is_refused_by_field(
     ("text", "reason"),
     [
         (SENTENCE.replace("X", "Z"), "is of another vocabulary: expected the symbols .*X.*, got .*Z"),
-        (SENTENCE + "Z", r"is of another model: expected model\.config\.vocab_size 34, got 35"),
+        (SENTENCE + "Z", "is of another vocabulary: expected the symbols .*, got .*Z"),
     ],
 )
 def test_a_checkpoint_of_another_vocabulary_is_refused(

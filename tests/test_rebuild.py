@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from tinygpt_lightning import GPTConfig, QADataModule, Stage, StagedTraining, TinyGPTModule
+from tinygpt_lightning import GPTConfig, QADataModule, SafeCheckpointIO, Stage, StagedTraining, TinyGPTModule
 from tinygpt_lightning.rebuild import RebuiltStages
 
 STAGES = [Stage(epochs=3), Stage(epochs=3), Stage(epochs=3, reset_optimizer=False)]
@@ -36,7 +36,7 @@ def train(staged: StagedTraining, folder: Path, tie_weights: bool = False) -> Ti
     module.tokenizer.save(folder / "vocab.json")
     trainer = Trainer(
         accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[staged],
+        enable_model_summary=False, default_root_dir=folder, callbacks=[staged], plugins=[SafeCheckpointIO()],
     )  # fmt: skip
     trainer.fit(module, QADataModule())
     return module

@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,7 +40,7 @@ from tinygpt_lightning.generation import GenerationConfig, check_lengths
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.rebuild import RebuiltStages
 from tinygpt_lightning.resume import ExactResume
-from tinygpt_lightning.runs import LastCheckpoint, Run, RunLockedError, list_runs, new_run, write_whole
+from tinygpt_lightning.runs import Run, RunFiles, RunLockedError, list_runs, new_run, write_whole
 from tinygpt_lightning.signals import StopOnSignal
 from tinygpt_lightning.stages import Stage, StagedTraining, StageError
 from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
@@ -90,18 +90,19 @@ class TinyGPTCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        super().__init__(
-            TinyGPTModule,
-            QADataModule,
-            save_config_callback=None,  # it also fires on predict; `fit` writes config.yaml
-            seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            parser_class=Parser,
-            parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION},
-            auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
-            load_from_checkpoint_support=False,  # the module reads its checkpoints itself
-            args=list(args),
-        )
+        with ExitStack() as self._resources:
+            super().__init__(
+                TinyGPTModule,
+                QADataModule,
+                save_config_callback=None,  # it also fires on predict; `fit` writes config.yaml
+                seed_everything_default=0,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                parser_class=Parser,
+                parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION},
+                auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
+                load_from_checkpoint_support=False,  # the module reads its checkpoints itself
+                args=list(args),
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -185,7 +186,7 @@ class TinyGPTCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [
                 self.stop,
                 TensorBoardReport(pair, staged, self._hyper_parameters()),
-                LastCheckpoint(self.run.last, self._setting("save_every_n_epochs")),
+                RunFiles(self.run, self._settings(), self.model.tokenizer, self._setting("save_every_n_epochs")),
                 staged,
                 StageProgress(staged),
                 ExactResume(),
@@ -235,11 +236,11 @@ class TinyGPTCLI(LightningCLI):
         for text in texts:
             print(text)
 
-    def _checkpoint(self) -> Path:
+    def _checkpoint(self) -> str | Path:
         """The checkpoint to read for ``predict`` and ``validate``."""
         path = self._setting("ckpt_path")
         if path not in (None, "last"):
-            return Path(path)
+            return str(path)
         if not self._setting("config"):
             raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
         finished = [run for run in list_runs(self.folder) if run.is_finished()]
@@ -248,7 +249,7 @@ class TinyGPTCLI(LightningCLI):
         return finished[-1].last
 
     def _open_run(self) -> None:
-        """Choose the run to go on with, or make the folder of a new one; write down the settings."""
+        """Choose the run to go on with, or make the folder of a new one."""
         self.resumed_from, self.is_new = self._setting("ckpt_path"), False
         resuming = self.resumed_from == "last"
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -258,17 +259,15 @@ class TinyGPTCLI(LightningCLI):
             return
         if resuming:
             self.run = self._unfinished_run()
-            self.run.lock()
+            self._resources.enter_context(self.run.locked())
             remove_leftovers(self.run.path)
             self.resumed_from = self._newest_checkpoint()
         else:
             if self.resumed_from is not None:
                 read_checkpoint(self.resumed_from)  # a file that is refused should not cost a folder
             self.run, self.is_new = new_run(self.folder), True
-            self.run.lock()
+            self._resources.enter_context(self.run.locked())
         os.environ[RUN_VARIABLE] = str(self.run.path)
-        self.model.tokenizer.save(self.run.vocab)
-        write_whole(self.run.config, self._parser("fit").dump(self.config.fit, skip_none=False))
 
     def _unfinished_run(self) -> Run:
         runs = list_runs(self.folder)
@@ -294,11 +293,17 @@ class TinyGPTCLI(LightningCLI):
     def _check_settings(self) -> None:
         """Refuse settings that a run cannot change on its way; the rest is for those who know the checkpoint."""
         begun = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
-        now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
+        now = yaml.safe_load(self._settings())
         for name in ("seed_everything", "rebuild", "model.vocab_on_reload", "data.question", "data.answer"):
             before, after = (reduce(dict.__getitem__, name.split("."), config) for config in (begun, now))
             if before != after:
                 raise UsageError(f"{name}: expected {before!r}, with which {self.run.path} was begun, got {after!r}")
+
+    def _settings(self) -> str:
+        """Every setting of a fit, as YAML; but not where this process went on from."""
+        config = self.config.fit.clone()
+        config.ckpt_path = None
+        return str(self._parser("fit").dump(config, skip_none=False))
 
     @property
     def _command(self) -> str:

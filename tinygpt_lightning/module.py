@@ -165,17 +165,17 @@ class TinyGPTModule(LightningModule):
         """
         path = self.trainer.ckpt_path or "checkpoint"
         saved = _saved(checkpoint, path)
-        for field, value in asdict(self.model.config).items():
-            if saved["config"][field] != value:
-                raise CheckpointError(
-                    path, f"is of another model: expected model.config.{field} {saved['config'][field]}, got {value}"
-                )
         if saved["vocab"].keys() != self.tokenizer.vocab.keys():
             raise CheckpointError(
                 path,
                 f"is of another vocabulary: expected the symbols {''.join(saved['vocab'])!r}, "
                 f"got {''.join(self.tokenizer.vocab)!r}",
             )
+        for field, value in asdict(self.model.config).items():
+            if saved["config"][field] != value:
+                raise CheckpointError(
+                    path, f"is of another model: expected model.config.{field} {saved['config'][field]}, got {value}"
+                )
         self.tokenizer = CharTokenizer(saved["vocab"])
 
     @classmethod

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tinygpt_lightning.tokenizer import CharTokenizer
 
 
 class RunLockedError(ValueError):
@@ -46,17 +49,22 @@ class Run:
         """The checkpoint at the end of stage ``number``, from 1."""
         return self.path / f"stage-{number}.ckpt"
 
-    def lock(self) -> None:
-        """Keep other processes from training in the folder, until this one ends.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in the folder.
 
         Raises:
             RunLockedError: If another process trains there.
         """
-        # The folder itself is locked, and its descriptor stays open: no file is left behind by a killed process.
+        # The folder itself is locked: no file is left behind by a process that is killed.
+        folder = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(os.open(self.path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
         except BlockingIOError:
             raise RunLockedError(f"{self.path}: another process is training there; wait for its end") from None
+        finally:
+            os.close(folder)
 
     def is_finished(self, stages: int | None = None) -> bool:
         """Whether so many stages are done; null means as many as the run's own configuration has."""
@@ -112,23 +120,33 @@ def _is_run(path: Path) -> bool:
     return path.is_dir() and path.name.removeprefix("version_").isdecimal()
 
 
-class LastCheckpoint(Callback):
-    """Writes ``last.ckpt``.
+class RunFiles(Callback):
+    """Writes the settings and the vocabulary when training begins, and ``last.ckpt`` as it goes on.
 
     Args:
-        path: The file.
-        every_n_epochs: How often it is written, in epochs; also when training stops.
+        run: The run.
+        config: Its settings, as YAML.
+        tokenizer: Its vocabulary.
+        save_every_n_epochs: How often ``last.ckpt`` is written, in epochs; also when training stops.
     """
 
-    def __init__(self, path: Path, every_n_epochs: int) -> None:
-        self.path = path
-        self.every_n_epochs = every_n_epochs
+    def __init__(self, run: Run, config: str, tokenizer: CharTokenizer, save_every_n_epochs: int) -> None:
+        self.run = run
+        self.config = config
+        self.tokenizer = tokenizer
+        self.save_every_n_epochs = save_every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what a reader of the run needs; from here on nothing is wrong with the settings."""
+        if trainer.is_global_zero:
+            self.tokenizer.save(self.run.vocab)
+            write_whole(self.run.config, self.config)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it if it is time."""
+        """Write ``last.ckpt`` if it is time."""
         done = trainer.current_epoch + 1
-        if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
+        if done % self.save_every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
             # What was logged goes first: a run killed in between would never log it again.
             for logger in trainer.loggers:
                 logger.save()
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.run.last)
