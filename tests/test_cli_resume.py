@@ -136,16 +136,13 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(half: Path, command: Comm
 
 
 def test_one_folder_is_trained_in_by_one_process(half: Path, command: Command) -> None:
-    other = subprocess.Popen(
-        [sys.executable, "-c", LOCK + "; print(flush=True); input()", RUN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert other.stdout
-    other.stdout.readline()
-    result = command(*RESUME)
+    holding = [sys.executable, "-c", f"{LOCK}print('locked', flush=True)\ninput()", RUN]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"locked\n"
+        result = command(*RESUME)
+        other.communicate(b"\n")
     assert (result.code, result.err) == (2, f"error: {RUN}: another process is training there; wait for its end\n")
-    other.communicate(b"\n")
     assert command(*RESUME).code == 0
 
 
