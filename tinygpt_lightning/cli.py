@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -116,7 +117,7 @@ class TinyGPTCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning does not know of."""
-        parser.add_argument("--stages", type=list[Stage], default=[Stage(epochs=30)], help="The stages, in order.")
+        parser.add_argument("--stages", type=list[Stage], default=[Namespace(dataclasses.asdict(Stage(epochs=30)))], help="The stages, in order.")
         parser.add_argument(
             "--rebuild",
             type=bool,

@@ -1,0 +1,83 @@
+"""The README says what is: its commands, its example, its file tree, its pictures."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Command
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(
+    {
+        command.strip()
+        for block in re.findall(r"```(?:bash|console)\n(.*?)```", README, flags=re.DOTALL)
+        for line in block.splitlines()
+        for command in line.removeprefix("$ ").split("&&")
+        if command.strip().startswith("python -m tinygpt_lightning")
+    }
+)
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_every_command_parses(text: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    args = shlex.split(text)[3:]
+    result = command(*args, "--print_config")
+    assert result.code == 0, result.err
+    assert yaml.safe_load(result.out)
+
+
+def test_the_example_of_stages_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    files = sorted(path.name for path in (tmp_path / "checkpoints/line").iterdir())
+    assert files == [f"stage-{number}.ckpt" for number in range(1, 5)]
+
+
+def test_the_file_tree_is_the_package() -> None:
+    (tree,) = re.findall(r"```\ntinygpt_lightning/\n(.*?)```", README, flags=re.DOTALL)
+    named = {line.split()[0] for line in tree.splitlines()} - {"study/"}
+    package = ROOT / "tinygpt_lightning"
+    assert named == {path.name for path in package.rglob("*.py") if not path.name.startswith("__")}
+
+
+def test_every_picture_and_link_is_there() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    files = [target for target in targets if not target.startswith("https://")]
+    assert len(files) >= 5
+    for file in files:
+        assert (ROOT / file).is_file(), file
+
+
+def test_every_configuration_is_in_the_table_and_names_its_command() -> None:
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert f"`{file.name}`" in README
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# python -m tinygpt_lightning ")
+        assert first.endswith(f"configs/{file.name}")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_configuration_parses_by_its_own_command(
+    file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    args = shlex.split(file.read_text(encoding="utf-8").splitlines()[0])[4:]
+    result = command(*args, "--print_config")
+    assert result.code == 0, result.err
