@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 
 from tinygpt_lightning.data import QAPair
 from tinygpt_lightning.module import TinyGPTModule
@@ -44,25 +45,26 @@ class TensorBoardReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
-        if isinstance(trainer.logger, RunLogger):
+        if writer := _writer(trainer):
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
-            trainer.logger.experiment.file_writer.add_event(start, step=trainer.global_step)
+            writer.file_writer.add_event(start, step=trainer.global_step)  # type: ignore[attr-defined]
             tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.staged.stages) + 1)]
-            trainer.logger.experiment.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
+            writer.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
-        if isinstance(trainer.logger, RunLogger):
+        if writer := _writer(trainer):
             tag = f"loss_by_stage/stage_{self.staged.stage_at(trainer.current_epoch) + 1}"
-            trainer.logger.experiment.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
+            writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the text now and then, and at a stage's end the attention."""
-        if not isinstance(trainer.logger, RunLogger) or not isinstance(pl_module, TinyGPTModule):
+        """Show the text now and then, at a stage's end the attention, and at the very end what came of it all."""
+        writer = _writer(trainer)
+        if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
-        done, writer, step = trainer.current_epoch + 1, trainer.logger.experiment, trainer.global_step - 1
+        done, step = trainer.current_epoch + 1, trainer.global_step - 1
         at_end = done in stage_ends(self.staged.stages)
         if at_end or done % self.text_every_n_epochs == 0 or done == 1:
             text = pl_module.recite(self.pair)
@@ -71,16 +73,28 @@ class TensorBoardReport(Callback):
         if at_end:
             weights = pl_module.model.attention_weights(pl_module.encode(self.pair.text))[0]  # (H, T, T)
             writer.add_image("attention of the heads", tile_heads(weights), step)
+        if done == trainer.max_epochs:
+            self._log_settings(trainer)
+        if at_end:
+            # Before the stage's checkpoint: a run that is killed after it never comes here again.
+            writer.flush()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the settings beside what came of them."""
-        if isinstance(trainer.logger, RunLogger) and trainer.current_epoch == trainer.max_epochs:
-            final = {
-                f"final/{name.removeprefix('val/')}": float(value)
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith("val/")
-            }
-            trainer.logger.log_hyperparams(self.hyper_parameters, metrics=final, step=trainer.global_step)
+    def _log_settings(self, trainer: Trainer) -> None:
+        final = {
+            f"final/{name.removeprefix('val/')}": float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        assert trainer.logger  # noqa: S101
+        trainer.logger.log_hyperparams(self.hyper_parameters, metrics=final, step=trainer.global_step - 1)
+
+
+def _writer(trainer: Trainer) -> SummaryWriter | None:
+    """The run's event file; only the first process has one, and only with the logger of this module."""
+    if not isinstance(trainer.logger, RunLogger) or not trainer.is_global_zero:
+        return None
+    writer: SummaryWriter = trainer.logger.experiment
+    return writer
 
 
 def tile_heads(weights: Tensor, columns: int = 4, zoom: int = 3, gap: int = 6) -> Tensor:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import warnings
@@ -16,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -38,6 +36,7 @@ from tinygpt_lightning.checkpoint_io import (
 from tinygpt_lightning.console import StageProgress, print_result
 from tinygpt_lightning.data import QADataModule, QAPair
 from tinygpt_lightning.generation import GenerationConfig, check_lengths
+from tinygpt_lightning.messages import Parser, fail, say
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.rebuild import RebuiltStages
 from tinygpt_lightning.resume import ExactResume
@@ -59,25 +58,10 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "enable_checkpointing": False,  # last.ckpt and stage-N.ckpt have callbacks of their own
 }
-# What the parser tried and how, and not what was wrong.
-PARSER_INTERNALS = re.compile(
-    r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a path but|Expected a NoneType"
-)
 
 
 class UsageError(ValueError):
     """Something was asked for that cannot be done."""
-
-
-class Parser(LightningArgumentParser):
-    """Says in a few lines what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason, without the usage that fills a screen."""
-        unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
-        if unknown:
-            message += _suggestion(unknown[1] or unknown[2], {action.dest for action in self._actions})
-        fail(condense(message), 2)
 
 
 class TinyGPTCLI(LightningCLI):
@@ -117,7 +101,8 @@ class TinyGPTCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning does not know of."""
-        parser.add_argument("--stages", type=list[Stage], default=[Namespace(dataclasses.asdict(Stage(epochs=30)))], help="The stages, in order.")
+        one_stage = [Namespace(dataclasses.asdict(Stage(epochs=30)))]  # type: ignore[no-untyped-call]
+        parser.add_argument("--stages", type=list[Stage], default=one_stage, help="The stages, in order.")
         parser.add_argument(
             "--rebuild",
             type=bool,
@@ -187,8 +172,8 @@ class TinyGPTCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [
                 self.stop,
                 TensorBoardReport(pair, staged, self._hyper_parameters()),
-                RunFiles(self.run, self._settings(), self.model.tokenizer, self._setting("save_every_n_epochs")),
                 staged,
+                RunFiles(self.run, self._settings(), self.model.tokenizer, self._setting("save_every_n_epochs")),
                 StageProgress(staged),
                 ExactResume(),
             ]
@@ -213,7 +198,7 @@ class TinyGPTCLI(LightningCLI):
             say(f"stopped after epoch {self.trainer.current_epoch}; go on with: {self._command} --ckpt_path last")
             sys.exit(128 + self.stop.received)
         if self.trainer.is_global_zero:
-            read_back = TinyGPTModule.load_from_checkpoint(self.run.last)  # as `predict` will
+            read_back = TinyGPTModule.load_from_checkpoint(self.run.final())  # as `predict` will
             print_result(datamodule.pair, read_back.recite(datamodule.pair), self.run)
 
     def validate(self, model: TinyGPTModule, datamodule: QADataModule) -> None:
@@ -233,7 +218,7 @@ class TinyGPTCLI(LightningCLI):
         if output := self._setting("output"):
             rows = zip(datamodule.prompts, texts, strict=True)
             lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
-            write_whole(Path(output), "".join(lines))
+            write_whole(Path(output), "".join(lines).encode())
         for text in texts:
             print(text)
 
@@ -247,7 +232,7 @@ class TinyGPTCLI(LightningCLI):
         finished = [run for run in list_runs(self.folder) if run.is_finished()]
         if not finished:
             raise UsageError(f"no finished run in {self.folder}: train one with `{self._command}`")
-        return finished[-1].last
+        return finished[-1].final()
 
     def _open_run(self) -> None:
         """Choose the run to go on with, or make the folder of a new one."""
@@ -276,6 +261,7 @@ class TinyGPTCLI(LightningCLI):
             raise UsageError(f"--ckpt_path last: expected a run in {self.folder} to go on with, found none")
         unfinished = [run for run in runs if not run.is_finished(len(self._setting("stages")))]
         if not unfinished:
+            runs[-1].renew_last()
             say(f"{runs[-1].path} is finished: there is nothing to go on with")
             sys.exit(0)
         return unfinished[-1]
@@ -328,7 +314,7 @@ class TinyGPTCLI(LightningCLI):
             "stages": " + ".join(str(stage.epochs) for stage in config.stages),
             "rebuild": config.rebuild,
             "optimizer": config.model.optimizer.class_path,
-            "learning_rate": config.model.optimizer.init_args.lr,
+            "learning_rate": config.model.optimizer.init_args.get("lr"),
             **dataclasses.asdict(self.model.model.config),
         }
 
@@ -340,42 +326,12 @@ def _vocab(question: str, answer: str) -> dict[str, int]:
     return CharTokenizer.from_text(QAPair(question, answer).text).vocab
 
 
-def _suggestion(option: str, known: set[str]) -> str:
-    fields = [field.name for field in dataclasses.fields(Stage)]
-    close = difflib.get_close_matches(option, [*known, *fields, "lr"], n=1)
-    return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
-
-
-def condense(message: str, most: int = 4) -> str:
-    r"""Keep what a person can use of an error message of the parser: at most so many lines.
-
-    >>> print(condense("Parser key \"lr\":\n  Errors:\n    - Expected a <class 'float'>\n  Given value: abc"))
-    --lr:
-    Expected a float
-    Given value: abc
-    """
-    message = re.sub(r"<class '([^']+)'>", r"\1", message)
-    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
-    return "\n".join([line for line in lines if not PARSER_INTERNALS.match(line)][:most])
-
-
-def say(text: str) -> None:
-    """Tell a person something, beside the results."""
-    print(text, file=sys.stderr)
-
-
-def fail(reason: str, code: int) -> NoReturn:
-    """Say why nothing more will happen, and exit."""
-    say(f"error: {reason}")
-    sys.exit(code)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends with exit code 2 and a message, another failure with 1."""
     args = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # Vietnamese, wherever it is piped to
+        # Vietnamese, wherever it is piped to.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call

@@ -66,13 +66,20 @@ class Run:
         finally:
             os.close(folder)
 
+    def final(self, stages: int | None = None) -> Path:
+        """The checkpoint at the end of so many stages; null means as many as the run's own configuration has."""
+        if stages is None:
+            stages = len(yaml.safe_load(self.config.read_text(encoding="utf-8"))["stages"])
+        return self.stage(stages)
+
     def is_finished(self, stages: int | None = None) -> bool:
         """Whether so many stages are done; null means as many as the run's own configuration has."""
-        if stages is None:
-            if not self.config.exists():
-                return False
-            stages = len(yaml.safe_load(self.config.read_text(encoding="utf-8"))["stages"])
-        return self.stage(stages).exists()
+        return self.config.exists() and self.final(stages).exists()
+
+    def renew_last(self) -> None:
+        """Bring ``last.ckpt`` up to date in a finished run that was killed just before it was written."""
+        if not self.last.exists() or self.last.stat().st_mtime_ns < self.final().stat().st_mtime_ns:
+            write_whole(self.last, self.final().read_bytes())
 
 
 def list_runs(folder: Path) -> list[Run]:
@@ -99,15 +106,15 @@ def new_run(folder: Path) -> Run:
     return Run(path)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all.
 
     Raises:
         OSError: If it cannot be written; it names ``path``, and what was there is still there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -121,7 +128,7 @@ def _is_run(path: Path) -> bool:
 
 
 class RunFiles(Callback):
-    """Writes the settings and the vocabulary when training begins, and ``last.ckpt`` as it goes on.
+    """Writes settings and vocabulary when a fit begins, and ``last.ckpt`` as it goes on.
 
     Args:
         run: The run.
@@ -136,11 +143,12 @@ class RunFiles(Callback):
         self.tokenizer = tokenizer
         self.save_every_n_epochs = save_every_n_epochs
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what a reader of the run needs; from here on nothing is wrong with the settings."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what a reader of the run needs."""
+        # The checkpoint is loaded, and the stages' own `on_fit_start` came before: the settings are right.
         if trainer.is_global_zero:
             self.tokenizer.save(self.run.vocab)
-            write_whole(self.run.config, self.config)
+            write_whole(self.run.config, self.config.encode())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``last.ckpt`` if it is time."""
