@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -161,3 +163,20 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
     process.join()
     assert process.exitcode == 0
     check_equal(folder, reference[0])
+
+
+def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml", "--save_every_n_epochs", "1",
+        "--rebuild", "false", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+    ]  # fmt: skip
+    whole, killed = prepared(tmp_path / "whole"), prepared(tmp_path / "killed")
+    subprocess.run(command, cwd=whole, check=True)
+    for instant in ("last.ckpt", "stage-1.ckpt"):
+        resume = ["--ckpt_path", "last"] if (killed / RUN).exists() else []
+        with subprocess.Popen([*command, *resume], cwd=killed, start_new_session=True) as both:
+            while not (killed / RUN / instant).exists():
+                time.sleep(0.001)
+            os.killpg(both.pid, signal.SIGKILL)
+    subprocess.run([*command, "--ckpt_path", "last"], cwd=killed, check=True)
+    check_equal(killed, whole)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SENTENCE, SMALL, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
 from tinygpt_lightning.cli import main
@@ -62,6 +63,14 @@ def test_a_run_goes_on_in_place_from_its_newest_checkpoint(half: Path, reference
     assert result.err.startswith("stage 2/2")
     assert same_weights(RUN, reference)
     assert sorted(path.name for path in RUN.parent.iterdir()) == ["version_0"]
+
+
+def test_steps_that_come_again_are_shown_once(half: Path, command: Command) -> None:
+    assert len(list(RUN.glob("events.*"))) == 1  # of all 60 steps, half of which come again
+    command(*RESUME)
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(60))
 
 
 @pytest.mark.parametrize("harm", ["truncated", "empty", "one bit flipped"])

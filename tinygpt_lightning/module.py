@@ -130,11 +130,12 @@ class TinyGPTModule(LightningModule):
         self.log_dict(
             {
                 "val/loss": next_token_loss(logits, targets),
-                "val/exact_match": predicted.equal(expected),
+                "val/exact_match": float(predicted.equal(expected)),
                 "val/char_error_rate": self.char_error_rate,
                 "val/perplexity": self.perplexity,
             },
             batch_size=1,
+            sync_dist=True,
         )
 
     def predict_step(self, prompt: str) -> str:
