@@ -177,6 +177,13 @@ def test_help_explains_every_setting_with_its_unit(command: Command) -> None:
     assert result.code == 0
     for text in ("Width: channels of each position's vector", "in epochs", "The stages, in order", "data.question"):
         assert text in result.out
+    assert result.out.index("--model.config.n_embd") < result.out.index("--trainer.accelerator")
+
+
+def test_help_names_the_commands_and_the_experiment(command: Command) -> None:
+    out = " ".join(command("--help").out.split())
+    for text in ("Train in stages, and show what was learnt.", "Continue prompts with a trained model", "study --help"):
+        assert text in out
 
 
 def test_print_config_can_be_read_back(home: Path, command: Command) -> None:

@@ -47,6 +47,11 @@ from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, Vo
 
 PROGRAM = "python -m tinygpt_lightning"
 DESCRIPTION = "A one-block GPT-2 that learns one sentence in stages. `study --help` is about the experiment."
+COMMANDS = {
+    "fit": "Train in stages, and show what was learnt.",
+    "validate": "Measure whether a trained model knows the sentence.",
+    "predict": "Continue prompts with a trained model: the texts go to stdout, and nothing else does.",
+}
 RUN_VARIABLE = "TINYGPT_RUN"  # tells the other processes of a distributed fit which folder the first one made
 TRAINER_DEFAULTS = {
     "default_root_dir": "checkpoints",
@@ -83,11 +88,21 @@ class TinyGPTCLI(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
                 parser_class=Parser,
-                parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION},
+                parser_kwargs={
+                    "prog": PROGRAM,
+                    "description": DESCRIPTION,
+                    **{name: {"description": text} for name, text in COMMANDS.items()},
+                },
                 auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
                 load_from_checkpoint_support=False,  # the module reads its checkpoints itself
                 args=list(args),
             )
+
+    def setup_parser(self, *args: Any) -> None:
+        """Describe the commands in this project's words."""
+        super().setup_parser(*args)
+        for command in self.parser._subcommands_action._choices_actions:  # type: ignore[union-attr]
+            command.help = COMMANDS[command.dest]
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -129,6 +144,9 @@ class TinyGPTCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, help=text)
         if subcommand == "predict":
             parser.add_argument("--output", type=str | None, help="File for the texts, one JSON object a line.")
+        # For --help: not all options twice, and the Trainer's many ones after those of this project.
+        parser.usage = f"{PROGRAM} {subcommand} [options]"
+        parser._action_groups.sort(key=lambda group: "aspect of training" in str(group.title))  # type: ignore[attr-defined]
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
