@@ -104,6 +104,34 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_place
     assert not list(RUN.glob(".*"))
 
 
+@pytest.mark.parametrize("file", ["stage-2.ckpt", "last.ckpt"])
+@pytest.mark.parametrize("harm", ["older", "damaged", "missing"])
+def test_a_run_that_lacks_one_of_its_last_two_files_gets_it_from_the_other(
+    half: Path, reference: Path, command: Command, file: str, harm: str
+) -> None:
+    for name in ("stage-2.ckpt", "last.ckpt"):
+        shutil.copy(reference / RUN / name, RUN / name)
+    older = (reference / RUN / "stage-1.ckpt").read_bytes()
+    (RUN / file).unlink()
+    if harm != "missing":
+        (RUN / file).write_bytes(older if harm == "older" else b"PK")
+    result = command(*RESUME)
+    assert (result.code, result.out) == (0, "")
+    assert result.err.endswith(f"{RUN} is finished: there is nothing to go on with\n")
+    assert same_weights(RUN, reference)
+    assert command("predict", "--config", "small.yaml").out == SENTENCE + "\n"
+
+
+def test_a_file_from_the_end_needs_another_stage_to_go_on(half: Path, reference: Path, command: Command) -> None:
+    shutil.copy(reference / RUN / "stage-2.ckpt", half / "end.ckpt")
+    result = command(*FIT, "--ckpt_path", "end.ckpt")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: end.ckpt: all stages are done; append another one to go on\n"
+    assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
+    longer = '[{"epochs": 30}, {"epochs": 30}, {"epochs": 2}]'
+    assert "version_1" in command(*FIT, "--ckpt_path", "end.ckpt", "--stages", longer).out
+
+
 def test_a_file_is_gone_on_from_in_a_new_run(half: Path, reference: Path, command: Command) -> None:
     before = (RUN / "stage-1.ckpt").read_bytes()
     result = command(*FIT, "--ckpt_path", RUN / "stage-1.ckpt")

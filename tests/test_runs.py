@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,17 +41,3 @@ def test_a_run_is_finished_when_its_last_stage_is(tmp_path: Path) -> None:
     assert run.is_finished(1)
     run.stage(2).touch()
     assert run.is_finished()
-
-
-def test_a_run_killed_just_before_its_last_write_gets_its_last_checkpoint(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.config.write_text("stages: [{epochs: 1}]", encoding="utf-8")
-    run.last.write_bytes(b"old")
-    run.stage(1).write_bytes(b"new")
-    os.utime(run.last, ns=(0, run.stage(1).stat().st_mtime_ns - 1))
-    run.renew_last()
-    assert run.last.read_bytes() == b"new"
-    run.stage(1).write_bytes(b"newer in time alone")
-    os.utime(run.stage(1), ns=(0, 0))
-    run.renew_last()
-    assert run.last.read_bytes() == b"new"

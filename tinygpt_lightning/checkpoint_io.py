@@ -131,7 +131,7 @@ def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[Chec
     unfit: list[CheckpointError] = []
     for path in sorted(_local(folder).glob("*.ckpt")):
         try:
-            found.append((read_checkpoint(path)["global_step"], path.stat().st_mtime_ns, path))
+            found.append((read_checkpoint(path).get("global_step", -1), path.stat().st_mtime_ns, path))
         except CheckpointError as error:
             unfit.append(error)
     return (max(found)[2] if found else None), unfit

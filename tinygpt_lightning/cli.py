@@ -262,38 +262,48 @@ class TinyGPTCLI(LightningCLI):
                 self.resumed_from, _ = newest_whole(self.run.path)
             return
         if resuming:
-            self.run = self._unfinished_run()
+            self.run = self._run_to_go_on_with()
             self._resources.enter_context(self.run.locked())
             remove_leftovers(self.run.path)
             self.resumed_from = self._newest_checkpoint()
         else:
-            if self.resumed_from is not None:
-                read_checkpoint(self.resumed_from)  # a file that is refused should not cost a folder
+            # A file that is refused should not cost a folder.
+            if self.resumed_from is not None and self._is_at_the_end(read_checkpoint(self.resumed_from)):
+                raise UsageError(f"{self.resumed_from}: all stages are done; append another one to go on")
             self.run, self.is_new = new_run(self.folder), True
             self._resources.enter_context(self.run.locked())
         os.environ[RUN_VARIABLE] = str(self.run.path)
 
-    def _unfinished_run(self) -> Run:
+    def _run_to_go_on_with(self) -> Run:
         runs = list_runs(self.folder)
         if not runs:
             raise UsageError(f"--ckpt_path last: expected a run in {self.folder} to go on with, found none")
         unfinished = [run for run in runs if not run.is_finished(len(self._setting("stages")))]
-        if not unfinished:
-            runs[-1].renew_last()
-            say(f"{runs[-1].path} is finished: there is nothing to go on with")
-            sys.exit(0)
-        return unfinished[-1]
+        return (unfinished or runs)[-1]
 
     def _newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint of the run to go on with; none if it was stopped before its first one."""
         newest, damaged = newest_whole(self.run.path)
-        if damaged and newest is None:
-            raise damaged[0]
+        if newest is None:
+            if damaged:
+                raise damaged[0]
+            return None
         for error in damaged:
             say(f"{error}; going on from {newest}")
-        if newest is not None:
-            self._check_settings()
+        self._check_settings()
+        checkpoint = read_checkpoint(newest)
+        if self._is_at_the_end(checkpoint):
+            # One of the two may be damaged, or older: the run was killed between them.
+            for path in (self.run.final(len(self._setting("stages"))), self.run.last):
+                if not _is_at_step(path, checkpoint["global_step"]):
+                    write_whole(path, newest.read_bytes())
+            say(f"{self.run.path} is finished: there is nothing to go on with")
+            sys.exit(0)
         return newest
+
+    def _is_at_the_end(self, checkpoint: dict[str, Any]) -> bool:
+        epochs = sum(stage.epochs for stage in self._setting("stages"))
+        return bool(checkpoint.get("epoch", -1) + 1 >= epochs)
 
     def _check_settings(self) -> None:
         """Refuse settings that a run cannot change on its way; the rest is for those who know the checkpoint."""
@@ -338,6 +348,13 @@ class TinyGPTCLI(LightningCLI):
 
     def _setting(self, name: str) -> Any:
         return self.config[self.subcommand].get(name)
+
+
+def _is_at_step(path: Path, global_step: int) -> bool:
+    try:
+        return bool(read_checkpoint(path)["global_step"] == global_step)
+    except CheckpointError:
+        return False
 
 
 def _vocab(question: str, answer: str) -> dict[str, int]:

@@ -76,11 +76,6 @@ class Run:
         """Whether so many stages are done; null means as many as the run's own configuration has."""
         return self.config.exists() and self.final(stages).exists()
 
-    def renew_last(self) -> None:
-        """Bring ``last.ckpt`` up to date in a finished run that was killed just before it was written."""
-        if not self.last.exists() or self.last.stat().st_mtime_ns < self.final().stat().st_mtime_ns:
-            write_whole(self.last, self.final().read_bytes())
-
 
 def list_runs(folder: Path) -> list[Run]:
     """The runs below ``folder``, oldest first."""
