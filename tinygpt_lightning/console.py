@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -78,7 +79,8 @@ class StageProgress(Callback):
 
 def _state(metrics: dict[str, Any]) -> str:
     exact = "exact" if metrics.get("val/exact_match") else "not exact yet"
-    return f"loss {float(metrics['train/loss']):.4f}, {exact}"
+    # No step has been made yet where a run goes on from the very end of an epoch.
+    return f"loss {float(metrics.get('train/loss', math.nan)):.4f}, {exact}"
 
 
 def print_result(pair: QAPair, generated: str, run: Run) -> None:
