@@ -116,7 +116,7 @@ def generate(model: TinyGPT, ids: Tensor, config: GenerationConfig | None = None
     """
     config = config or GenerationConfig()
     check_lengths(ids.size(1), config.max_length, model.config.n_positions)
-    generator = torch.Generator(ids.device)
+    generator = torch.Generator()  # on the CPU, so that a seed means the same on every device
     if config.seed is None:
         generator.seed()
     else:
@@ -129,6 +129,7 @@ def generate(model: TinyGPT, ids: Tensor, config: GenerationConfig | None = None
             if config.temperature == 0:
                 new = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:
-                new = torch.multinomial(next_character_probabilities(logits, config), 1, generator=generator)
+                probabilities = next_character_probabilities(logits.cpu(), config)
+                new = torch.multinomial(probabilities, 1, generator=generator).to(ids.device)
             ids = torch.cat([ids, new], dim=1)
     return ids
