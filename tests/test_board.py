@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import SENTENCE, SMALL
+from conftest import SENTENCE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning.board import tile_heads
-from tinygpt_lightning.cli import main
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
-    folder = tmp_path_factory.mktemp("board")
-    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["fit", "--config", "small.yaml"])
-    accumulator = EventAccumulator(str(folder / "checkpoints/small/version_0"), size_guidance={"tensors": 0})
+def events(trained: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(trained / "checkpoints/small/version_0"), size_guidance={"tensors": 0})
     accumulator.Reload()
     return accumulator
 

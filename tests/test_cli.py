@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import SENTENCE, SMALL, Command
+from conftest import SENTENCE, Command
 
 from tinygpt_lightning import CharTokenizer, TinyGPTModule
 
 FIT = ("fit", "--config", "small.yaml")
 PREDICT = ("predict", "--config", "small.yaml")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which ``fit`` has been typed, in a process of its own."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "tinygpt_lightning", *FIT], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "out.txt").write_text(done.stdout, encoding="utf-8")
-    (folder / "err.txt").write_text(done.stderr, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

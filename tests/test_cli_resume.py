@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SENTENCE, SMALL, Command
+from conftest import SENTENCE, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
-from tinygpt_lightning.cli import main
 from tinygpt_lightning.runs import Run
 
 FIT = ("fit", "--config", "small.yaml")
@@ -32,36 +31,26 @@ lock.__enter__()
 """
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(FIT)
-    return folder
-
-
 @pytest.fixture
-def half(reference: Path, home: Path) -> Path:
+def half(trained: Path, home: Path) -> Path:
     """A copy of the finished run, as if it had been killed between its stages."""
-    shutil.copytree(reference / RUN, home / RUN)
+    shutil.copytree(trained / RUN, home / RUN)
     (home / RUN / "stage-2.ckpt").unlink()
     (home / RUN / "last.ckpt").unlink()
     return home
 
 
-def same_weights(folder: Path, reference: Path) -> bool:
-    ours, theirs = (read_checkpoint(path / "last.ckpt")["state_dict"] for path in (folder, reference / RUN))
+def same_weights(folder: Path, trained: Path) -> bool:
+    ours, theirs = (read_checkpoint(path / "last.ckpt")["state_dict"] for path in (folder, trained / RUN))
     return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_goes_on_in_place_from_its_newest_checkpoint(half: Path, reference: Path, command: Command) -> None:
+def test_a_run_goes_on_in_place_from_its_newest_checkpoint(half: Path, trained: Path, command: Command) -> None:
     result = command(*RESUME)
     assert result.code == 0
     assert f"run        {RUN}" in result.out
     assert result.err.startswith("stage 2/2")
-    assert same_weights(RUN, reference)
+    assert same_weights(RUN, trained)
     assert sorted(path.name for path in RUN.parent.iterdir()) == ["version_0"]
 
 
@@ -74,17 +63,15 @@ def test_steps_that_come_again_are_shown_once(half: Path, command: Command) -> N
 
 
 @pytest.mark.parametrize("harm", ["truncated", "empty", "one bit flipped"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(
-    half: Path, reference: Path, command: Command, harm: str
-) -> None:
-    whole = (reference / RUN / "last.ckpt").read_bytes()
+def test_a_damaged_checkpoint_is_named_and_passed_over(half: Path, trained: Path, command: Command, harm: str) -> None:
+    whole = (trained / RUN / "last.ckpt").read_bytes()
     flipped = whole[:999] + bytes([whole[999] ^ 4]) + whole[1000:]
     (RUN / "last.ckpt").write_bytes({"truncated": whole[:-1], "empty": b"", "one bit flipped": flipped}[harm])
     result = command(*RESUME)
     first = result.err.splitlines()[0]
     assert first.startswith(f"{RUN}/last.ckpt: is ")
     assert first.endswith(f"going on from {RUN}/stage-1.ckpt")
-    assert same_weights(RUN, reference)
+    assert same_weights(RUN, trained)
 
 
 def test_a_run_with_nothing_but_damage_is_not_begun_anew(half: Path, command: Command) -> None:
@@ -95,35 +82,35 @@ def test_a_run_with_nothing_but_damage_is_not_begun_anew(half: Path, command: Co
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_place(
-    home: Path, reference: Path, command: Command
+    home: Path, trained: Path, command: Command
 ) -> None:
     RUN.mkdir(parents=True)
     (RUN / ".last.ckpt.0123abcd.tmp").write_bytes(b"half")
     assert f"run        {RUN}" in command(*RESUME).out
-    assert same_weights(RUN, reference)
+    assert same_weights(RUN, trained)
     assert not list(RUN.glob(".*"))
 
 
 @pytest.mark.parametrize("file", ["stage-2.ckpt", "last.ckpt"])
 @pytest.mark.parametrize("harm", ["older", "damaged", "missing"])
 def test_a_run_that_lacks_one_of_its_last_two_files_gets_it_from_the_other(
-    half: Path, reference: Path, command: Command, file: str, harm: str
+    half: Path, trained: Path, command: Command, file: str, harm: str
 ) -> None:
     for name in ("stage-2.ckpt", "last.ckpt"):
-        shutil.copy(reference / RUN / name, RUN / name)
-    older = (reference / RUN / "stage-1.ckpt").read_bytes()
+        shutil.copy(trained / RUN / name, RUN / name)
+    older = (trained / RUN / "stage-1.ckpt").read_bytes()
     (RUN / file).unlink()
     if harm != "missing":
         (RUN / file).write_bytes(older if harm == "older" else b"PK")
     result = command(*RESUME)
     assert (result.code, result.out) == (0, "")
     assert result.err.endswith(f"{RUN} is finished: there is nothing to go on with\n")
-    assert same_weights(RUN, reference)
+    assert same_weights(RUN, trained)
     assert command("predict", "--config", "small.yaml").out == SENTENCE + "\n"
 
 
-def test_a_file_from_the_end_needs_another_stage_to_go_on(half: Path, reference: Path, command: Command) -> None:
-    shutil.copy(reference / RUN / "stage-2.ckpt", half / "end.ckpt")
+def test_a_file_from_the_end_needs_another_stage_to_go_on(half: Path, trained: Path, command: Command) -> None:
+    shutil.copy(trained / RUN / "stage-2.ckpt", half / "end.ckpt")
     result = command(*FIT, "--ckpt_path", "end.ckpt")
     assert (result.code, result.out) == (2, "")
     assert result.err == "error: end.ckpt: all stages are done; append another one to go on\n"
@@ -132,11 +119,11 @@ def test_a_file_from_the_end_needs_another_stage_to_go_on(half: Path, reference:
     assert "version_1" in command(*FIT, "--ckpt_path", "end.ckpt", "--stages", longer).out
 
 
-def test_a_file_is_gone_on_from_in_a_new_run(half: Path, reference: Path, command: Command) -> None:
+def test_a_file_is_gone_on_from_in_a_new_run(half: Path, trained: Path, command: Command) -> None:
     before = (RUN / "stage-1.ckpt").read_bytes()
     result = command(*FIT, "--ckpt_path", RUN / "stage-1.ckpt")
     assert "run        checkpoints/small/version_1" in result.out
-    assert same_weights(Path("checkpoints/small/version_1"), reference)
+    assert same_weights(Path("checkpoints/small/version_1"), trained)
     assert (RUN / "stage-1.ckpt").read_bytes() == before
 
 
@@ -218,7 +205,7 @@ def test_no_command_runs_what_a_file_holds(
     assert not canary.exists()
 
 
-def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, reference: Path, command: Command) -> None:
+def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, trained: Path, command: Command) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_epochs", "1"],
         stderr=subprocess.PIPE,
@@ -234,7 +221,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, reference
     assert "Traceback" not in err
     assert not list(RUN.glob(".*"))
     assert command(*RESUME).out.startswith("prompt")
-    assert same_weights(RUN, reference)
+    assert same_weights(RUN, trained)
 
 
 def test_a_prediction_during_training_reads_a_whole_checkpoint(home: Path, command: Command) -> None:
