@@ -208,6 +208,7 @@ def test_no_command_runs_what_a_file_holds(
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, trained: Path, command: Command) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_epochs", "1"],
+        env={**os.environ, "TMPDIR": "/dev/shm"},  # noqa: S108, on purpose another file system
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
