@@ -1,5 +1,11 @@
 """``python -m tinygpt_lightning``."""
 
-from tinygpt_lightning.cli import main
+import signal
 
+# The libraries take seconds to load: Ctrl-C ends that without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from tinygpt_lightning.cli import main  # noqa: E402
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main()

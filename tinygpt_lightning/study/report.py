@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -185,7 +186,8 @@ def write(study: Study, rows: list[Row], folder: Path, command: str) -> str:
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
     with SummaryWriter(str(folder)) as board:
-        board.add_text("report", report)
+        # Without the pictures' links, which lead nowhere there; the pictures follow.
+        board.add_text("report", re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", report))
         for name, figure in figures.items():
             board.add_figure(name, figure)
         for cell, by_seed in results.by_cell.items():
