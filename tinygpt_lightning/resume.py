@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -82,7 +83,7 @@ class ExactResume(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.strategy.restore_checkpoint_after_setup:
+        if stage == "fit" and trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationException(
                 f"ExactResume: expected a single device or ddp, got {type(trainer.strategy).__name__},"
                 " which restores checkpoints in an order that is not proven to be exact"
@@ -131,31 +132,32 @@ class ExactResume(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Validation may lie between a step and the next fetch, or before the resume.
-        self._seed(trainer, "fetch", _batches(trainer))
+        if trainer.state.fn == TrainerFn.FITTING:
+            # It draws between a step and the next fetch, but not if the run is resumed after it.
+            self._seed(trainer, "fetch", _batches(trainer))
 
     def _resume_epoch(self, trainer: Trainer) -> None:
         """Bring the loaders to where the interrupted epoch was."""
         loop: Any = trainer.fit_loop
-        loaders = loop._combined_loader.flattened
+        fetcher, loaders = loop._data_fetcher, loop._combined_loader.flattened
         if any(isinstance(loader, _Stateful) for loader in loaders):
-            return
-        for loader in loaders:
-            _set_sampler_epoch(loader, trainer.current_epoch)
-        done = loop.epoch_loop.batch_progress.current.processed
-        if done >= trainer.num_training_batches:  # that epoch was over but for its end
-            done = 0
-        self._seed(trainer, "epoch", trainer.current_epoch)
-        fetcher = iter(loop._data_fetcher)
-        for batch in range(_batches(trainer) - done, _batches(trainer)):
-            next(fetcher)
-            self._seed(trainer, "fetch", batch + 1)
-        fetcher.fetched = 0  # Lightning adds the batches done by itself
+            self._seed(trainer, "fetch", _batches(trainer))
+        else:
+            for loader in loaders:
+                _set_sampler_epoch(loader, trainer.current_epoch)
+            done = loop.epoch_loop.batch_progress.current.processed
+            if done >= trainer.num_training_batches:  # that epoch was over but for its end
+                done = 0
+            self._seed(trainer, "epoch", trainer.current_epoch)
+            iter(fetcher)
+            for batch in range(_batches(trainer) - done, _batches(trainer)):
+                next(fetcher)
+                self._seed(trainer, "fetch", batch + 1)
+            fetcher.fetched = 0  # Lightning adds the batches done by itself
         fetcher.iterator = _undisturbed(fetcher.iterator)
 
     def _seed(self, trainer: Trainer, moment: str, count: int) -> None:
-        if self._seeds:  # not in a validation on its own
-            seed_all(self._seeds[trainer.global_rank], moment, count)
+        seed_all(self._seeds[trainer.global_rank], moment, count)
 
 
 def _undisturbed(iterator: Iterator[Any]) -> Iterator[Any]:
