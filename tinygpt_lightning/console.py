@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tinygpt_lightning.data import QAPair
 from tinygpt_lightning.runs import Run
-from tinygpt_lightning.stages import StagedTraining
+from tinygpt_lightning.stages import StagedTraining, stage_ends
 
 
 class StageProgress(Callback):
@@ -48,7 +48,7 @@ class StageProgress(Callback):
             return
         stages = self.staged.stages
         index = self.staged.stage_at(trainer.current_epoch)
-        done = trainer.current_epoch + 1 - sum(stage.epochs for stage in stages[:index])
+        done = trainer.current_epoch + 1 - stage_ends(stages)[index] + stages[index].epochs
         title = f"stage {index + 1}/{len(stages)}"
         state = _state(trainer.callback_metrics)
         if self._progress is None:

@@ -135,11 +135,9 @@ in the vocabulary; it knows 'choà'
             OSError: If the file cannot be read.
         """
         try:
-            vocab = json.loads(Path(path).read_text(encoding="utf-8"))
-            check_vocab(vocab)
+            return cls(json.loads(Path(path).read_text(encoding="utf-8")))
         except ValueError as error:
             raise VocabularyError(f"{path} is no vocabulary: {error}") from None
-        return cls(vocab)
 
 
 def check_vocab(vocab: object) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from tinygpt_lightning.messages import condense
 from tinygpt_lightning.study.design import Study
-
-MESSAGE_LINES = 5
 
 
 def parse(argv: Sequence[str]) -> tuple[Study, Path]:
@@ -36,17 +35,9 @@ def parse(argv: Sequence[str]) -> tuple[Study, Path]:
         configs = [Path(str(path)) for path in settings.pop("config", None) or []]
         study = Study(**vars(parser.instantiate(settings)))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(_short(str(error))) from None
+        raise ValueError(condense(str(error))) from None
     name = configs[-1].stem if configs else "study"
     return study, Path(study.output) if study.output else Path("checkpoints") / name
-
-
-def _short(message: str) -> str:
-    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
-    # Of a long message the first lines say where, the last ones what.
-    if len(lines) > MESSAGE_LINES:
-        lines = [*lines[:2], *lines[2 - MESSAGE_LINES :]]
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinygpt_lightning.runs import write_whole
+
 Row = dict[str, Any]
 
 FACTORS = ("vocabulary", "schedule", "optimizer", "weights", "seed")
@@ -65,13 +67,7 @@ def check_same_study(rows: Iterable[Row], common: Mapping[str, Any], folder: Pat
 
 def save(folder: Path, rows: Iterable[Row]) -> None:
     """Put ``rows`` into ``rows.jsonl``, whole or not at all, and remove the processes' parts."""
-    whole = folder / "rows.jsonl"
-    new = folder / "rows.jsonl.new"
-    with new.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(map(_line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(whole)
+    write_whole(folder / "rows.jsonl", "".join(map(_line, rows)).encode())
     for part in folder.glob("rows-*.jsonl"):
         part.unlink()
 
