@@ -147,6 +147,14 @@ def test_a_run_cannot_change_on_its_way(half: Path, command: Command, changed: t
     assert command(*RESUME).code == 0  # nothing is lost
 
 
+def test_a_run_does_not_go_on_without_stages(half: Path, command: Command) -> None:
+    before = sorted(path.name for path in RUN.iterdir())
+    for checkpoint in ("last", RUN / "stage-1.ckpt"):
+        result = command(*FIT, "--ckpt_path", checkpoint, "--stages", "[]")
+        assert (result.code, result.err) == (2, "error: stages: expected at least one stage, got none\n")
+    assert sorted(path.name for path in RUN.iterdir()) == before
+
+
 def test_a_stage_to_come_may_change(half: Path, command: Command) -> None:
     assert command(*RESUME, "--stages", '[{"epochs": 30}, {"epochs": 4}]').code == 0
     assert read_checkpoint(RUN / "stage-2.ckpt")["global_step"] == 34

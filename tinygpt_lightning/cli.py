@@ -42,7 +42,7 @@ from tinygpt_lightning.rebuild import RebuiltStages
 from tinygpt_lightning.resume import ExactResume
 from tinygpt_lightning.runs import Run, RunFiles, RunLockedError, list_runs, new_run, write_whole
 from tinygpt_lightning.signals import StopOnSignal
-from tinygpt_lightning.stages import Stage, StagedTraining, StageError
+from tinygpt_lightning.stages import Stage, StagedTraining, StageError, check_stages, stage_ends
 from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
 
 PROGRAM = "python -m tinygpt_lightning"
@@ -181,6 +181,7 @@ class TinyGPTCLI(LightningCLI):
         """Make the trainer, and for ``fit`` the run's folder."""
         if self.subcommand != "fit":
             return super().instantiate_trainer(devices=1, num_nodes=1, strategy="auto", logger=False)
+        check_stages(self.config_init.fit.stages)  # what is finished is told by them
         self._open_run()
         with self._discarding_what_never_began():
             path, pair = self.run.path, self.datamodule.pair
@@ -302,8 +303,7 @@ class TinyGPTCLI(LightningCLI):
         return newest
 
     def _is_at_the_end(self, checkpoint: dict[str, Any]) -> bool:
-        epochs = sum(stage.epochs for stage in self._setting("stages"))
-        return bool(checkpoint.get("epoch", -1) + 1 >= epochs)
+        return bool(checkpoint.get("epoch", -1) + 1 >= stage_ends(self.config_init.fit.stages)[-1])
 
     def _check_settings(self) -> None:
         """Refuse settings that a run cannot change on its way; the rest is for those who know the checkpoint."""

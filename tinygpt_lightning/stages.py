@@ -45,6 +45,12 @@ class Stage:
             raise ValueError(f"epochs: expected 1 or more, got {self.epochs}")
 
 
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raise a `StageError` if there is no stage."""
+    if not stages:
+        raise StageError("stages: expected at least one stage, got none")
+
+
 def stage_ends(stages: Sequence[Stage]) -> list[int]:
     """Epochs completed by the end of each stage.
 
@@ -87,8 +93,7 @@ class StagedTraining(Callback):
     """
 
     def __init__(self, stages: Sequence[Stage], dirpath: str | Path | None = None) -> None:
-        if not stages:
-            raise StageError("stages: expected at least one stage, got none")
+        check_stages(stages)
         self.stages = list(stages)
         self.dirpath = dirpath
         self._built = 0  # index of the stage that the existing optimizers belong to
