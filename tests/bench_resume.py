@@ -10,8 +10,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from tinygpt_lightning.checkpoint_io import SafeCheckpointIO, read_checkpoint
-from tinygpt_lightning.resume import ExactResume
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
+from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 
 PARAMETERS = 7_928_064  # the default model's; with AdamW's two moments, 95 MB
 

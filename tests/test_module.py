@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 
-from tinygpt_lightning.checkpoint_io import CheckpointError, SafeCheckpointIO
+from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.staged_training import Stage, StagedTraining
 from tinygpt_lightning.data import QADataModule, QAPair
-from tinygpt_lightning.generation import GenerationConfig
-from tinygpt_lightning.model import GPTConfig
+from tinygpt_lightning.gpt.checkpoint import CheckpointError
+from tinygpt_lightning.gpt.generation import GenerationConfig
+from tinygpt_lightning.gpt.model import GPTConfig
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule, next_token_loss
-from tinygpt_lightning.stages import Stage, StagedTraining
-from tinygpt_lightning.tokenizer import CharTokenizer
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 SMALL = GPTConfig(n_positions=64, n_embd=32, n_head=4)

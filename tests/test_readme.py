@@ -50,7 +50,7 @@ def test_the_example_of_stages_runs(tmp_path: Path) -> None:
 
 def test_the_file_tree_is_the_package() -> None:
     (tree,) = re.findall(r"```\ntinygpt_lightning/\n(.*?)```", README, flags=re.DOTALL)
-    named = {line.split()[0] for line in tree.splitlines()} - {"study/"}
+    named = {name for name in (line.split()[0] for line in tree.splitlines()) if not name.endswith("/")}
     package = ROOT / "tinygpt_lightning"
     assert named == {path.name for path in package.rglob("*.py") if not path.name.startswith("__")}
 

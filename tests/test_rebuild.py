@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from tinygpt_lightning import GPTConfig, QADataModule, SafeCheckpointIO, Stage, StagedTraining, TinyGPTModule
-from tinygpt_lightning.rebuild import RebuiltStages
+from tinygpt_lightning.original import RebuiltStages
 
 STAGES = [Stage(epochs=3), Stage(epochs=3), Stage(epochs=3, reset_optimizer=False)]
 

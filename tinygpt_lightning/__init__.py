@@ -4,14 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinygpt_lightning.checkpoint_io import CheckpointError, SafeCheckpointIO, read_checkpoint
+    from tinygpt_lightning.callbacks.exact_resume import ExactResume
+    from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+    from tinygpt_lightning.callbacks.staged_training import Stage, StagedTraining
     from tinygpt_lightning.data import QADataModule
-    from tinygpt_lightning.generation import GenerationConfig, generate
-    from tinygpt_lightning.model import GPTConfig, TinyGPT
+    from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
+    from tinygpt_lightning.gpt.generation import GenerationConfig, generate
+    from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+    from tinygpt_lightning.gpt.tokenizer import CharTokenizer
     from tinygpt_lightning.module import TinyGPTModule
-    from tinygpt_lightning.resume import ExactResume
-    from tinygpt_lightning.stages import Stage, StagedTraining
-    from tinygpt_lightning.tokenizer import CharTokenizer
 
 __all__ = [
     "CharTokenizer",
@@ -30,19 +31,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CharTokenizer": "tokenizer",
-    "CheckpointError": "checkpoint_io",
-    "ExactResume": "resume",
-    "GPTConfig": "model",
-    "GenerationConfig": "generation",
+    "CharTokenizer": "gpt.tokenizer",
+    "CheckpointError": "gpt.checkpoint",
+    "ExactResume": "callbacks.exact_resume",
+    "GPTConfig": "gpt.model",
+    "GenerationConfig": "gpt.generation",
     "QADataModule": "data",
-    "SafeCheckpointIO": "checkpoint_io",
-    "Stage": "stages",
-    "StagedTraining": "stages",
-    "TinyGPT": "model",
+    "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
+    "Stage": "callbacks.staged_training",
+    "StagedTraining": "callbacks.staged_training",
+    "TinyGPT": "gpt.model",
     "TinyGPTModule": "module",
-    "generate": "generation",
-    "read_checkpoint": "checkpoint_io",
+    "generate": "gpt.generation",
+    "read_checkpoint": "gpt.checkpoint",
 }
 
 

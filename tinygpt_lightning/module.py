@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.text import CharErrorRate, Perplexity
 
-from tinygpt_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.generation import GenerationConfig, generate
-from tinygpt_lightning.model import GPTConfig, TinyGPT
-from tinygpt_lightning.tokenizer import CharTokenizer
+from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
+from tinygpt_lightning.gpt.generation import GenerationConfig, generate
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 
 CHECKPOINT_KEY = "tinygpt"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tinygpt_lightning.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.study.ensemble import DropoutNoise, Ensemble, GivenDropout
 
 CPU = torch.device("cpu")

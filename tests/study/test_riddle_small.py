@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.study.command import main, parse
 from tinygpt_lightning.study.figures import symbols
 from tinygpt_lightning.study.findings import Results, factor_tests
-from tinygpt_lightning.tokenizer import CharTokenizer
 
 from .tiny import ROOT, read_rows
 

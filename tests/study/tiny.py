@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinygpt_lightning.model import GPTConfig
+from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.study.design import Study
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ import torch
 from jsonargparse import auto_cli
 from torch.nn import functional as F
 
-from tinygpt_lightning.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.study.design import Study
 from tinygpt_lightning.study.ensemble import Ensemble, keep_freed_memory
-from tinygpt_lightning.tokenizer import CharTokenizer
 
 
 def compare(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from tinygpt_lightning.messages import condense
+from tinygpt_lightning.app.errors import condense
 from tinygpt_lightning.study.design import Study
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from tinygpt_lightning.model import GPTConfig
-from tinygpt_lightning.stages import Stage
-from tinygpt_lightning.tokenizer import CharTokenizer, normalize
+from tinygpt_lightning.callbacks.staged_training import Stage
+from tinygpt_lightning.gpt.model import GPTConfig
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 
 Vocabulary = Literal["stable", "resorted"]
 Optimizer = Literal["new", "kept"]

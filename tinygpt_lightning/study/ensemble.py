@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tinygpt_lightning.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 # Spreads the seeds far apart, so that no seed's epochs or stages draw another's numbers.
 _STRIDE = 1_000_003

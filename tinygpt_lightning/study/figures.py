@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from tinygpt_lightning.gpt.tokenizer import PAD, UNK
 from tinygpt_lightning.study.design import Cell, schedule_name
 from tinygpt_lightning.study.findings import Results
 from tinygpt_lightning.study.statistics import clopper_pearson
-from tinygpt_lightning.tokenizer import PAD, UNK
 
 # Okabe and Ito 2008: told apart by colour-blind readers too.
 BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#888888"

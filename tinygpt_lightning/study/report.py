@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from tinygpt_lightning.gpt.tokenizer import PAD, UNK
 from tinygpt_lightning.study.design import Study
 from tinygpt_lightning.study.figures import cipher_figure, exactness_figure, example, loss_figure, symbols
 from tinygpt_lightning.study.findings import (
@@ -24,7 +25,6 @@ from tinygpt_lightning.study.findings import (
 from tinygpt_lightning.study.rows import Row
 from tinygpt_lightning.study.sharing import Outcome
 from tinygpt_lightning.study.statistics import clopper_pearson
-from tinygpt_lightning.tokenizer import PAD, UNK
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinygpt_lightning.runs import write_whole
+from tinygpt_lightning.app.run import write_whole
 
 Row = dict[str, Any]
 

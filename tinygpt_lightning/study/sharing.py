@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.text import char_error_rate
 
-from tinygpt_lightning.generation import GenerationConfig, generate
-from tinygpt_lightning.model import TinyGPT
-from tinygpt_lightning.stages import stage_ends
+from tinygpt_lightning.callbacks.staged_training import stage_ends
+from tinygpt_lightning.gpt.generation import GenerationConfig, generate
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.study.design import Cell, Study
 from tinygpt_lightning.study.ensemble import Ensemble
-from tinygpt_lightning.tokenizer import CharTokenizer
 
 Outcome = dict[str, Any]
 

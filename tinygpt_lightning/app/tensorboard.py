@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from tinygpt_lightning.callbacks.staged_training import StagedTraining, stage_ends
 from tinygpt_lightning.data import QAPair
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.stages import StagedTraining, stage_ends
 
 
 class RunLogger(TensorBoardLogger):

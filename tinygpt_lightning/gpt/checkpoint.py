@@ -14,9 +14,7 @@ from typing import Any, BinaryIO
 
 import lightning
 import torch
-from lightning.pytorch.plugins import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
-from typing_extensions import override
 
 FORMAT = 1
 # Kept as the comment of the zip archive that torch writes, so torch and every zip program still read the file.
@@ -34,38 +32,6 @@ class CheckpointError(ValueError):
         super().__init__(f"{os.fspath(path)}: {reason}")
 
 
-class SafeCheckpointIO(CheckpointIO):
-    """Writes a checkpoint whole or not at all, and reads only what is whole and harmless.
-
-    Lightning's own plugin writes to ``$TMPDIR`` and moves, which tears the file when that lies on another
-    file system, and it runs a checkpoint's code for ``weights_only=False``,
-    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` and URLs.
-
-    Source: Lightning issues #19970 and #21800.
-
-    >>> from lightning.pytorch import Trainer
-    >>> trainer = Trainer(plugins=[SafeCheckpointIO()], accelerator="cpu", logger=False)
-    """
-
-    @override
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        if storage_options is not None:
-            raise TypeError(f"storage_options: expected none, as checkpoints are local files, got {storage_options!r}")
-        write_checkpoint(checkpoint, path)
-
-    @override
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return read_checkpoint(path)
-
-    @override
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        _local(path).unlink(missing_ok=True)
-
-
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write ``checkpoint`` so that ``path`` names the earlier file or the new one, whole, at every instant.
 
@@ -74,7 +40,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
             written; better now than when the run is to go on.
         OSError: If the file cannot be written; it names ``path``. The earlier file is untouched.
     """
-    path = _local(path)
+    path = local_path(path)
     # Beside the checkpoint, for os.replace is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -101,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             written by another program, in another format or by another major version of Lightning, or holds
             more than tensors and plain values.
     """
-    path = _local(path)
+    path = local_path(path)
     try:
         data = path.read_bytes()  # once: what is checked is what is loaded, even if the file is replaced meanwhile
     except OSError as error:
@@ -129,7 +95,7 @@ def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[Chec
     """
     found: list[tuple[int, int, Path]] = []
     unfit: list[CheckpointError] = []
-    for path in sorted(_local(folder).glob("*.ckpt")):
+    for path in sorted(local_path(folder).glob("*.ckpt")):
         try:
             found.append((read_checkpoint(path).get("global_step", -1), path.stat().st_mtime_ns, path))
         except CheckpointError as error:
@@ -139,7 +105,7 @@ def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[Chec
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete what killed writes left in ``folder``; nobody else may be writing there."""
-    for leftover in _local(folder).glob(".*.ckpt.*.tmp"):
+    for leftover in local_path(folder).glob(".*.ckpt.*.tmp"):
         leftover.unlink()
 
 
@@ -204,7 +170,12 @@ def _refusal(error: Exception) -> str:
     return f"cannot be read as tensors and plain values ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
 
 
-def _local(path: str | os.PathLike[str]) -> Path:
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path without its ``file://``.
+
+    Raises:
+        CheckpointError: If it is not on this machine.
+    """
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:
         raise CheckpointError(text, "is not a local file; fetch it yourself if you trust where it comes from")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tinygpt_lightning.generation import GenerationConfig, generate, next_character_probabilities
-from tinygpt_lightning.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.generation import GenerationConfig, generate, next_character_probabilities
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 
 @pytest.fixture

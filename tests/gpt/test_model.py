@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tinygpt_lightning.model import GPTConfig, KVCache, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, KVCache, TinyGPT
 
 SMALL = GPTConfig(n_positions=48, n_embd=32, n_head=4)
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def random_ids(batch: int = 2, length: int = 40, vocab_size: int = 34) -> Tensor:

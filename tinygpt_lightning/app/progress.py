@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from tinygpt_lightning.app.run import Run
+from tinygpt_lightning.callbacks.staged_training import StagedTraining, stage_ends
 from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.runs import Run
-from tinygpt_lightning.stages import StagedTraining, stage_ends
 
 
 class StageProgress(Callback):

@@ -82,7 +82,7 @@ class CharTokenizer:
         >>> CharTokenizer.from_text("chào").encode("chú")
         Traceback (most recent call last):
         ...
-        tinygpt_lightning.tokenizer.UnknownCharacterError: character 'ú' (U+00FA) at position 3 of 'chú' is not \
+        tinygpt_lightning.gpt.tokenizer.UnknownCharacterError: character 'ú' (U+00FA) at position 3 of 'chú' is not \
 in the vocabulary; it knows 'choà'
         """
         text = normalize(text)

@@ -18,14 +18,14 @@ from conftest import SENTENCE, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
-from tinygpt_lightning.runs import Run
+from tinygpt_lightning.app.run import Run
 
 FIT = ("fit", "--config", "small.yaml")
 RESUME = (*FIT, "--ckpt_path", "last")
 RUN = Path("checkpoints/small/version_0")
 LOCK = """
 import pathlib, sys
-from tinygpt_lightning.runs import Run
+from tinygpt_lightning.app.run import Run
 lock = Run(pathlib.Path(sys.argv[1])).locked()
 lock.__enter__()
 """

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from tinygpt_lightning.stages import Stage
+from tinygpt_lightning.callbacks.staged_training import Stage
 
 # What the parser tried and how, and not what was wrong.
 PARSER_INTERNALS = re.compile(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 # Written out by hand: what the original project makes of the sentence, ids by position.

@@ -1,6 +1,6 @@
 """A fit that is killed again and again, and goes on each time, is the fit that was never killed.
 
-python -m pytest tests/test_campaign.py -m slow --kills 100 --campaign-seed 1
+python -m pytest tests/app/test_campaign.py -m slow --kills 100 --campaign-seed 1
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from conftest import SENTENCE, SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
-from tinygpt_lightning.cli import main
+from tinygpt_lightning.app.cli import main
 from tinygpt_lightning.data import QAPair
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ RUN = Path("checkpoints/small/version_0")
 KINDS = ["any time", "right after start", "during a write", "at the boundary"]
 # Started once with everything imported, then forked: a fit begins in a fraction of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tinygpt_lightning.cli", "tinygpt_lightning.rebuild"])
+PROCESSES.set_forkserver_preload(["tinygpt_lightning.app.cli", "tinygpt_lightning.original"])
 
 
 def fit(folder: Path, resume: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tinygpt_lightning.runs import Run, list_runs, new_run
+from tinygpt_lightning.app.run import Run, list_runs, new_run
 
 
 def test_runs_are_numbered_and_listed_in_order(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tinygpt_lightning.tokenizer import CharTokenizer
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 
 
 class RunLockedError(ValueError):

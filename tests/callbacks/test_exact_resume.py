@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from tinygpt_lightning.resume import ExactResume, seed_all
+from tinygpt_lightning.callbacks.exact_resume import ExactResume, seed_all
 
 EPOCHS, BATCHES = 3, 4
 pytestmark = [

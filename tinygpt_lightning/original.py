@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from tinygpt_lightning.checkpoint_io import read_checkpoint
-from tinygpt_lightning.model import TinyGPT
+from tinygpt_lightning.callbacks.staged_training import Stage, StagedTraining, StageError
+from tinygpt_lightning.gpt.checkpoint import read_checkpoint
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.stages import Stage, StagedTraining, StageError
-from tinygpt_lightning.tokenizer import CharTokenizer
 
 
 class RebuiltStages(StagedTraining):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning import Stage, StagedTraining
-from tinygpt_lightning.stages import StageError, stage_at, stage_ends
+from tinygpt_lightning.callbacks.staged_training import StageError, stage_at, stage_ends
 
 BATCHES = 4  # in an epoch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.model import KVCache, TinyGPT, evaluating
+from tinygpt_lightning.gpt.model import KVCache, TinyGPT, evaluating
 
 
 @dataclass(frozen=True)

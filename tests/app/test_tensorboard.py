@@ -9,7 +9,7 @@ import torch
 from conftest import SENTENCE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tinygpt_lightning.board import tile_heads
+from tinygpt_lightning.app.tensorboard import tile_heads
 
 
 @pytest.fixture(scope="module")

@@ -25,25 +25,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from tinygpt_lightning.board import RunLogger, TensorBoardReport
-from tinygpt_lightning.checkpoint_io import (
+from tinygpt_lightning.app.errors import Parser, fail, say
+from tinygpt_lightning.app.progress import StageProgress, print_result
+from tinygpt_lightning.app.run import Run, RunFiles, RunLockedError, list_runs, new_run, write_whole
+from tinygpt_lightning.app.tensorboard import RunLogger, TensorBoardReport
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
+from tinygpt_lightning.callbacks.graceful_stop import StopOnSignal
+from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.staged_training import Stage, StagedTraining, StageError, check_stages, stage_ends
+from tinygpt_lightning.data import QADataModule, QAPair
+from tinygpt_lightning.gpt.checkpoint import (
     CheckpointError,
-    SafeCheckpointIO,
     newest_whole,
     read_checkpoint,
     remove_leftovers,
 )
-from tinygpt_lightning.console import StageProgress, print_result
-from tinygpt_lightning.data import QADataModule, QAPair
-from tinygpt_lightning.generation import GenerationConfig, check_lengths
-from tinygpt_lightning.messages import Parser, fail, say
+from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.rebuild import RebuiltStages
-from tinygpt_lightning.resume import ExactResume
-from tinygpt_lightning.runs import Run, RunFiles, RunLockedError, list_runs, new_run, write_whole
-from tinygpt_lightning.signals import StopOnSignal
-from tinygpt_lightning.stages import Stage, StagedTraining, StageError, check_stages, stage_ends
-from tinygpt_lightning.tokenizer import CharTokenizer, UnknownCharacterError, VocabularyError
+from tinygpt_lightning.original import RebuiltStages
 
 PROGRAM = "python -m tinygpt_lightning"
 DESCRIPTION = "A one-block GPT-2 that learns one sentence in stages. `study --help` is about the experiment."

@@ -19,10 +19,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from tinygpt_lightning import checkpoint_io
-from tinygpt_lightning.checkpoint_io import (
+from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.gpt import checkpoint as checkpoint_io
+from tinygpt_lightning.gpt.checkpoint import (
     CheckpointError,
-    SafeCheckpointIO,
     newest_whole,
     read_checkpoint,
     remove_leftovers,
@@ -179,7 +179,8 @@ def test_an_interrupt_while_writing_leaves_nothing(whole, monkeypatch):
 def test_a_writer_killed_in_the_middle_leaves_the_earlier_file_and_a_leftover(whole):
     code = """
 import sys, time, torch
-from tinygpt_lightning import checkpoint_io
+from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.gpt import checkpoint as checkpoint_io
 write = checkpoint_io._DigestingWriter.write
 def slow(self, data):
     count = write(self, data)

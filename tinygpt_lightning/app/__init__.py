@@ -1,0 +1,1 @@
+"""The application: commands, runs and what a person sees of them."""
