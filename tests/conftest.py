@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from tinygpt_lightning.app.cli import main
+from tinygpt_lightning.cli import main
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 SMALL = """

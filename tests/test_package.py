@@ -17,7 +17,9 @@ PUBLIC = {
     "StagedTraining",
     "TinyGPT",
     "TinyGPTModule",
+    "TrainedGPT",
     "generate",
+    "load",
     "read_checkpoint",
 }
 
@@ -45,7 +47,11 @@ def test_another_name_is_an_attribute_error() -> None:
     ("names", "absent"),
     [
         ("CharTokenizer", ["torch", "lightning", "pytorch_lightning"]),
-        ("GPTConfig, TinyGPT, CharTokenizer, GenerationConfig, generate", ["lightning", "pytorch_lightning"]),
+        (
+            "CharTokenizer, CheckpointError, GPTConfig, GenerationConfig, TinyGPT, TrainedGPT, generate, load, "
+            "read_checkpoint",
+            ["lightning", "pytorch_lightning", "torchmetrics", "jsonargparse", "tensorboard", "rich"],
+        ),
     ],
 )
 def test_tokenizer_and_model_come_without_what_they_do_not_need(names: str, absent: list[str]) -> None:

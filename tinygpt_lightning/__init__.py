@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.exact_resume import ExactResume
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
-    from tinygpt_lightning.callbacks.staged_training import Stage, StagedTraining
+    from tinygpt_lightning.callbacks.staged_training import StagedTraining
+    from tinygpt_lightning.callbacks.stages import Stage
     from tinygpt_lightning.data import QADataModule
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
     from tinygpt_lightning.gpt.generation import GenerationConfig, generate
     from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
     from tinygpt_lightning.gpt.tokenizer import CharTokenizer
+    from tinygpt_lightning.gpt.trained import TrainedGPT, load
     from tinygpt_lightning.module import TinyGPTModule
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "StagedTraining",
     "TinyGPT",
     "TinyGPTModule",
+    "TrainedGPT",
     "generate",
+    "load",
     "read_checkpoint",
 ]
 
@@ -38,11 +42,13 @@ _MODULES = {
     "GenerationConfig": "gpt.generation",
     "QADataModule": "data",
     "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
-    "Stage": "callbacks.staged_training",
+    "Stage": "callbacks.stages",
     "StagedTraining": "callbacks.staged_training",
     "TinyGPT": "gpt.model",
     "TinyGPTModule": "module",
+    "TrainedGPT": "gpt.trained",
     "generate": "gpt.generation",
+    "load": "gpt.trained",
     "read_checkpoint": "gpt.checkpoint",
 }
 

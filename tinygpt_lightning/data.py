@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from tinygpt_lightning.gpt.template import Template
+
 
 class QAPair(NamedTuple):
     r"""A question and its answer; the defaults are the original project's.
@@ -26,12 +28,12 @@ class QAPair(NamedTuple):
     @property
     def prompt(self) -> str:
         """What the model is given."""
-        return f"Question: {self.question}"
+        return Template().opening(self.question)
 
     @property
     def text(self) -> str:
         """What the model learns, the prompt included; in the original's form, to the space."""
-        return f"{self.prompt} \nAnswer: {self.answer}."
+        return Template().text(self.question, self.answer)
 
 
 class QADataModule(LightningDataModule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from torchmetrics.text import CharErrorRate, Perplexity
 
 from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
-from tinygpt_lightning.gpt.generation import GenerationConfig, generate
+from tinygpt_lightning.gpt.checkpoint import CheckpointError
+from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.template import Template
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-
-CHECKPOINT_KEY = "tinygpt"
+from tinygpt_lightning.gpt.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,10 +58,10 @@ class TinyGPTModule(LightningModule):
         vocab: Symbol to id; null means the vocabulary of the default pair.
         optimizer: Makes the optimizer from the parameters. A factory, since every stage needs a new one.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; null means a constant rate.
-        vocab_on_reload: What becomes of the ids when a saved vocabulary is read. stable keeps them; resorted
-            numbers the symbols anew, the original project's mistake, which is the answer to its riddle.
 
     Attributes:
+        model: The model.
+        tokenizer: The vocabulary that it is trained on.
         generation: How ``predict`` continues a prompt.
 
     Raises:
@@ -74,7 +74,6 @@ class TinyGPTModule(LightningModule):
         vocab: dict[str, int] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-4, fused=True),
         lr_scheduler: LRSchedulerCallable | None = None,
-        vocab_on_reload: Literal["stable", "resorted"] = "stable",
     ) -> None:
         super().__init__()
         self.tokenizer = CharTokenizer(vocab) if vocab is not None else CharTokenizer.from_text(QAPair().text)
@@ -85,7 +84,7 @@ class TinyGPTModule(LightningModule):
         self.model = TinyGPT(config)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.vocab_on_reload = vocab_on_reload
+        self.template = Template()
         self.generation = GenerationConfig()
         self.char_error_rate = CharErrorRate()
         self.perplexity = Perplexity()
@@ -140,23 +139,19 @@ class TinyGPTModule(LightningModule):
 
     def predict_step(self, prompt: str) -> str:
         """Continue ``prompt``."""
-        return self._continue(prompt, self.generation)
+        return self.complete(prompt, self.generation)
 
-    def recite(self, pair: QAPair) -> str:
-        """Continue the pair's prompt greedily, up to the length of its text."""
-        return self._continue(pair.prompt, GenerationConfig(max_length=len(self.tokenizer.encode(pair.text))))
+    def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
+        """Continue ``prompt``, as `TrainedGPT.complete` does."""
+        return TrainedGPT(self.model, self.tokenizer, self.template).complete(prompt, generation)
 
     def encode(self, text: str) -> Tensor:
         """Turn ``text`` into ids on the model's device, ``(1, T)``."""
         return torch.tensor([self.tokenizer.encode(text)], device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put size and vocabulary beside the weights that they belong to."""
-        checkpoint[CHECKPOINT_KEY] = {
-            "config": asdict(self.model.config),
-            "vocab": self.tokenizer.vocab,
-            "vocab_on_reload": self.vocab_on_reload,
-        }
+        """Put size, vocabulary and template beside the weights that they belong to."""
+        checkpoint[CHECKPOINT_KEY] = describe(self.model.config, self.tokenizer, self.template)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the vocabulary of the run that is resumed; refuse a checkpoint of another model.
@@ -165,19 +160,21 @@ class TinyGPTModule(LightningModule):
             CheckpointError: If the checkpoint has no model of this kind, or one of another size or vocabulary.
         """
         path = self.trainer.ckpt_path or "checkpoint"
-        saved = _saved(checkpoint, path)
-        if saved["vocab"].keys() != self.tokenizer.vocab.keys():
+        config, tokenizer, self.template = read_description(checkpoint, path)
+        if tokenizer.vocab.keys() != self.tokenizer.vocab.keys():
             raise CheckpointError(
                 path,
-                f"is of another vocabulary: expected the symbols {''.join(saved['vocab'])!r}, "
+                f"is of another vocabulary: expected the symbols {''.join(tokenizer.vocab)!r}, "
                 f"got {''.join(self.tokenizer.vocab)!r}",
             )
+        saved = asdict(config)
         for field, value in asdict(self.model.config).items():
-            if saved["config"][field] != value:
+            if saved[field] != value:
                 raise CheckpointError(
-                    path, f"is of another model: expected model.config.{field} {saved['config'][field]}, got {value}"
+                    path, f"is of another model: expected model.config.{field} {saved[field]}, got {value}"
                 )
-        self.tokenizer = CharTokenizer(saved["vocab"])
+        read_weights(checkpoint, config, path)
+        self.tokenizer = tokenizer
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # the base class lets code in the file run on request
@@ -186,34 +183,18 @@ class TinyGPTModule(LightningModule):
         """Make the module that a checkpoint holds, with its size and its vocabulary.
 
         Args:
-            checkpoint_path: A file on this machine.
+            checkpoint_path: A file on this machine, or a run's folder.
             kwargs: More arguments of the constructor, such as the optimizer.
 
         Raises:
             CheckpointError: If the file is not a whole checkpoint of this project.
         """
-        checkpoint = read_checkpoint(checkpoint_path)
-        saved = _saved(checkpoint, checkpoint_path)
-        module = cls(GPTConfig(**saved["config"]), saved["vocab"], vocab_on_reload=saved["vocab_on_reload"], **kwargs)
-        module.tokenizer = module.read_back(module.tokenizer)
-        module.load_state_dict(checkpoint["state_dict"])
+        trained = load(checkpoint_path)
+        module = cls(trained.model.config, trained.tokenizer.vocab, **kwargs)
+        module.model, module.template = trained.model.train(), trained.template
         return module
-
-    def read_back(self, tokenizer: CharTokenizer) -> CharTokenizer:
-        """What a saved vocabulary is taken for, as ``vocab_on_reload`` says."""
-        return tokenizer.resorted() if self.vocab_on_reload == "resorted" else tokenizer
-
-    def _continue(self, prompt: str, generation: GenerationConfig) -> str:
-        return self.tokenizer.decode(generate(self.model, self.encode(prompt), generation)[0].tolist())
 
     def _score(self, pair: QAPair) -> tuple[Tensor, Tensor]:
         """Logits ``(1, T, V)`` and the characters that should come next ``(1, T)``."""
         ids = self.encode(pair.text)  # (1, T + 1)
         return self.model(ids[:, :-1]), ids[:, 1:]
-
-
-def _saved(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    if CHECKPOINT_KEY not in checkpoint:
-        raise CheckpointError(path, f"is of another model: it has no entry {CHECKPOINT_KEY!r}")
-    saved: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
-    return saved

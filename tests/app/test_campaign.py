@@ -23,7 +23,7 @@ from conftest import SENTENCE, SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
-from tinygpt_lightning.app.cli import main
+from tinygpt_lightning.cli import main
 from tinygpt_lightning.data import QAPair
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ RUN = Path("checkpoints/small/version_0")
 KINDS = ["any time", "right after start", "during a write", "at the boundary"]
 # Started once with everything imported, then forked: a fit begins in a fraction of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tinygpt_lightning.app.cli", "tinygpt_lightning.original"])
+PROCESSES.set_forkserver_preload(["tinygpt_lightning.cli"])
 
 
 def fit(folder: Path, resume: bool) -> None:
@@ -93,7 +93,7 @@ def check_equal(killed: Path, reference: Path) -> None:
         assert_same(ours[part], theirs[part], part)
     assert scalars(killed) == scalars(reference)
     module = TinyGPTModule.load_from_checkpoint(killed / RUN / "last.ckpt")
-    assert module.recite(QAPair()) == SENTENCE
+    assert module.complete(QAPair().prompt) == SENTENCE
 
 
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
@@ -157,7 +157,7 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
     process.join()
     assert process.exitcode == code
     log = (folder / "log.txt").read_text(encoding="utf-8")
-    assert "go on with: python -m tinygpt_lightning fit --config small.yaml --ckpt_path last\n" in log
+    assert "; go on with: python -m tinygpt_lightning fit --ckpt_path checkpoints/small/version_0\n" in log
     assert "Traceback" not in log
     process = start(folder, resume=True)
     process.join()
@@ -165,10 +165,11 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
     check_equal(folder, reference[0])
 
 
-def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("renumber", ["false", "true"])
+def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path, renumber: str) -> None:
     command = [
         sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml", "--save_every_n_epochs", "1",
-        "--rebuild", "false", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+        "--renumber", renumber, "--trainer.devices", "2", "--trainer.strategy", "ddp",
     ]  # fmt: skip
     whole, killed = prepared(tmp_path / "whole"), prepared(tmp_path / "killed")
     subprocess.run(command, cwd=whole, check=True)

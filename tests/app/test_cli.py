@@ -166,7 +166,11 @@ def test_help_explains_every_setting_with_its_unit(command: Command) -> None:
 
 def test_help_names_the_commands_and_the_experiment(command: Command) -> None:
     out = " ".join(command("--help").out.split())
-    for text in ("Train in stages, and show what was learnt.", "Continue prompts with a trained model", "study --help"):
+    for text in (
+        "Train in stages, and show what was learnt.",
+        "Continue prompts with a trained model",
+        "Run an experiment",
+    ):
         assert text in out
 
 

@@ -18,15 +18,15 @@ from conftest import SENTENCE, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
-from tinygpt_lightning.app.run import Run
+from tinygpt_lightning.gpt.files import locked
 
 FIT = ("fit", "--config", "small.yaml")
 RESUME = (*FIT, "--ckpt_path", "last")
 RUN = Path("checkpoints/small/version_0")
 LOCK = """
 import pathlib, sys
-from tinygpt_lightning.app.run import Run
-lock = Run(pathlib.Path(sys.argv[1])).locked()
+from tinygpt_lightning.gpt.files import locked
+lock = locked(pathlib.Path(sys.argv[1]))
 lock.__enter__()
 """
 
@@ -132,8 +132,8 @@ def test_a_file_is_gone_on_from_in_a_new_run(half: Path, trained: Path, command:
     [
         (("--data.answer", "khách quý"), "data.answer: expected 'Công ty BICweb kính chào quý khách!'"),
         (("--seed_everything", "7"), "seed_everything: expected 0"),
-        (("--model.config.n_embd", "32"), "model.config.n_embd 64, got 32"),
-        (("--model.optimizer.lr", "0.02"), r"stages[0].optimizer: expected AdamW"),
+        (("--model.config.n_embd", "32"), "model.config.n_embd: expected 64"),
+        (("--model.optimizer.lr", "0.02"), "model.optimizer.init_args.lr: expected 0.01"),
         (("--stages", '[{"epochs": 29}, {"epochs": 30}]'), "stages[0].epochs: expected 30"),
     ],
 )
@@ -174,13 +174,13 @@ def test_one_folder_is_trained_in_by_one_process(half: Path, command: Command) -
         assert other.stdout.readline() == b"locked\n"
         result = command(*RESUME)
         other.communicate(b"\n")
-    assert (result.code, result.err) == (2, f"error: {RUN}: another process is training there; wait for its end\n")
+    assert (result.code, result.err) == (2, f"error: {RUN}: another process is writing there; wait for its end\n")
     assert command(*RESUME).code == 0
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LOCK, tmp_path], check=True)
-    with Run(tmp_path).locked():
+    with locked(tmp_path):
         pass
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning import Stage, StagedTraining
-from tinygpt_lightning.callbacks.staged_training import StageError, stage_at, stage_ends
+from tinygpt_lightning.callbacks.stages import Schedule, StageError
 
 BATCHES = 4  # in an epoch
 
@@ -99,10 +99,14 @@ def train(
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 60))
 def test_the_stage_of_an_epoch_is_found_by_counting(epochs: list[int], epoch: int) -> None:
-    stages = [Stage(epochs=n) for n in epochs]
+    schedule = Schedule([Stage(epochs=n) for n in epochs])
     belongs = [index for index, n in enumerate(epochs) for _ in range(n)]
-    assert stage_at(stages, epoch) == (belongs[epoch] if epoch < len(belongs) else len(stages) - 1)
-    assert stage_ends(stages)[-1] == len(belongs)
+    assert schedule.stage_at(epoch) == (belongs[epoch] if epoch < len(belongs) else len(epochs) - 1)
+    assert schedule.epochs == len(belongs)
+    ends = [sum(epochs[: i + 1]) - 1 for i in range(len(epochs))]
+    assert schedule.ends_stage(epoch) == (epoch in ends)
+    if epoch < len(belongs):
+        assert schedule.start_of_stage(epoch) == belongs.index(belongs[epoch])
 
 
 def test_optimizers_are_new_and_empty_after_a_boundary_and_untouched_elsewhere(tmp_path: Path) -> None:

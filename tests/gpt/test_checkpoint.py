@@ -25,9 +25,9 @@ from tinygpt_lightning.gpt.checkpoint import (
     CheckpointError,
     newest_whole,
     read_checkpoint,
-    remove_leftovers,
     write_checkpoint,
 )
+from tinygpt_lightning.gpt.files import remove_leftovers
 
 # Lightning with torch 2.13.
 pytestmark = [

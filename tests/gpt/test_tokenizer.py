@@ -188,27 +188,3 @@ def test_the_constructor_checks_as_the_file_does(vocab: object) -> None:
 def test_a_lone_surrogate_has_no_vocabulary() -> None:
     with pytest.raises(VocabularyError, match="lone surrogate"):
         CharTokenizer.from_text("a\ud800")
-
-
-def test_resorted_puts_the_specials_between_colon_and_a() -> None:
-    resorted = CharTokenizer.from_text(SENTENCE).resorted()
-    assert resorted.vocab["<pad>"] == 5
-    assert resorted.vocab["<unk>"] == 6
-    for i, symbol in enumerate(SYMBOLS[:32]):
-        assert resorted.vocab[symbol] == (i if symbol < "A" else i + 2)
-
-
-def test_resorted_reads_a_perfect_answer_as_the_cipher_that_was_observed() -> None:
-    made = CharTokenizer.from_text(SENTENCE)
-    ids = made.encode("Answer: Công ty BICweb kính chào quý khách!.")
-    # What the original project's own code printed after a run of one stage.
-    assert made.resorted().decode(ids) == "<pad>iqtbo: Aáic ru <unk>BAtbQ hàie Xewk nsí heyXe!."
-
-
-@settings(deadline=None)
-@given(texts_and_vocabularies())
-def test_resorting_again_changes_nothing_more(text_and_vocab: tuple[str, dict[str, int]]) -> None:
-    once = CharTokenizer(text_and_vocab[1]).resorted()
-    assert list(once.vocab) == sorted(text_and_vocab[1])
-    assert once.resorted().vocab == once.vocab
-    assert reloaded(once).vocab == once.vocab

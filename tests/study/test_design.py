@@ -1,6 +1,7 @@
 import pytest
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
+from tinygpt_lightning.original import renumber
 from tinygpt_lightning.study.design import Cell, FabricSettings, Study
 
 
@@ -10,14 +11,14 @@ def test_full_factorial_with_boundary_factors_only_at_boundaries():
     assert all((cell.optimizer is None) == (cell.weights is None) == (len(cell.schedule) == 1) for cell in cells)
 
 
-def test_alphabets_are_the_originals():
+def test_vocabularies_are_the_originals():
     made = CharTokenizer.from_text("Aa!")
     single, staged = Cell("resorted", (3,)), Cell("resorted", (3, 3), "new", "carried")
-    assert single.alphabet(0, made).vocab == made.vocab  # trained on
-    assert single.alphabet(1, made).vocab == made.resorted().vocab != made.vocab  # read with
-    assert staged.alphabet(0, made).vocab == made.vocab
-    assert staged.alphabet(1, made).vocab == staged.alphabet(2, made).vocab == made.resorted().vocab
-    assert Cell("stable", (3,)).alphabet(1, made).vocab == made.vocab
+    assert single.tokenizer(0, made).vocab == made.vocab  # trained on
+    assert single.tokenizer(1, made).vocab == renumber(made).vocab != made.vocab  # read with
+    assert staged.tokenizer(0, made).vocab == made.vocab
+    assert staged.tokenizer(1, made).vocab == staged.tokenizer(2, made).vocab == renumber(made).vocab
+    assert Cell("stable", (3,)).tokenizer(1, made).vocab == made.vocab
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,8 @@ def test_alphabets_are_the_originals():
         ({"schedules": [[30, 0]]}, "schedules"),
         ({"seeds": 0}, "seed"),
         ({"seeds": [-1]}, "seeds"),
+        ({"seeds": 10**20}, "seeds"),
+        ({"seeds": [2**70]}, "seeds"),
         ({"chunk": 0}, "chunk"),
         ({"threads": 0}, "threads"),
         ({"learning_rate": 0.0}, "learning_rate"),

@@ -3,7 +3,7 @@
 import pytest
 
 from tinygpt_lightning.study.findings import Results, answer, claims, factor_tests, reset_effects
-from tinygpt_lightning.study.report import cell_table, spread
+from tinygpt_lightning.study.report import cell_table, spread, title
 
 from .tiny import tiny_study
 
@@ -39,17 +39,17 @@ def paragraph(found):
     return answer(found, factor_tests(found), reset_effects(found))
 
 
-def alphabets_decide(cell, _seed):
-    return outcome(cell.same_alphabet)
+def vocabularies_decide(cell, _seed):
+    return outcome(cell.same_vocabulary)
 
 
 def optimizer_decides(cell, _seed):
     return outcome(cell.optimizer == "new")
 
 
-def test_when_the_alphabets_decide():
-    text = paragraph(results(alphabets_decide))
-    assert text.startswith("**What decides is whether the last stage was trained on the alphabet")
+def test_when_the_vocabularies_decide():
+    text = paragraph(results(vocabularies_decide))
+    assert text.startswith("**What decides is whether the last stage was trained on the vocabulary")
     assert "predicts all 240 runs" in text
     assert "No effect of the optimizer at the boundary on exactness is established" in text
     assert "No effect of the weights at the boundary" in text
@@ -59,7 +59,8 @@ def test_when_the_alphabets_decide():
 def test_when_the_optimizer_decides():
     found = results(optimizer_decides)
     text = paragraph(found)
-    assert text.startswith("**What decides is the optimizer at the boundary.** The alphabets alone predict 120 of 240")
+    assert text.startswith("**What decides is the optimizer at the boundary.** ")
+    assert "The vocabularies alone predict 120 of 240" in text
     assert "new is exact in 20 of 20 seeds and kept in 0" in text
     assert "No effect of the vocabulary on reload" in text
     [claim] = [claim for claim in claims(found, factor_tests(found)) if "optimizer is a key" in claim.claim]
@@ -72,21 +73,33 @@ def test_when_nothing_decides():
     assert "that are not exact" not in text
 
 
+def test_a_report_is_an_answer_only_if_it_is_one():
+    def named(found):
+        return title(found, factor_tests(found))
+
+    assert named(results(vocabularies_decide)) == "The riddle, answered"
+    assert named(results(vocabularies_decide, seeds=4)) == "The riddle, not answered: 4 seeds establish no effect"
+    diverged = named(results(lambda _cell, _seed: outcome(False, loss=None)))
+    assert diverged == "The riddle, not answered: 240 of 240 runs diverged"
+    found = results(vocabularies_decide, keep=lambda cell, _seed: cell.optimizer != "new")
+    assert named(found) == "The riddle: not all runs are there"
+
+
 def test_too_few_seeds_establish_nothing():
-    found = results(alphabets_decide, seeds=5)
+    found = results(vocabularies_decide, seeds=5)
     assert min(test.p for test in factor_tests(found)) == 0.0625
     assert paragraph(found).startswith("**With 5 seeds no factor's effect on exactness is established.**")
 
 
 def test_one_run_against_the_prediction_is_said():
-    text = paragraph(results(lambda cell, seed: outcome(cell.same_alphabet or (seed == 0 and cell.schedule == (3,)))))
-    assert "alphabets alone predict 239 of 240 runs" in text
+    text = paragraph(results(lambda cell, seed: outcome(cell.same_vocabulary or (seed == 0 and cell.schedule == (3,)))))
+    assert "vocabularies alone predict 239 of 240 runs" in text
     assert "whether the last stage was trained" not in text
 
 
 def test_tests_by_hand():
     """Resorted single runs of seeds 0 to 5 fail, all else is exact: 6 discordant pairs, p = 2 / 2^6."""
-    found = results(lambda cell, seed: outcome(cell.same_alphabet or seed > 5))
+    found = results(lambda cell, seed: outcome(cell.same_vocabulary or seed > 5))
     tests = {(test.factor, test.within): test for test in factor_tests(found)}
     assert len(tests) == 10
     vocabulary = tests["the vocabulary on reload", "one stage"]
@@ -99,7 +112,7 @@ def test_tests_by_hand():
 
 
 def test_seeds_with_missing_runs_are_left_out_of_their_tests_only():
-    found = results(alphabets_decide, keep=lambda cell, seed: not (seed == 3 and cell.optimizer == "kept"))
+    found = results(vocabularies_decide, keep=lambda cell, seed: not (seed == 3 and cell.optimizer == "kept"))
     tests = {(test.factor, test.within): test for test in factor_tests(found)}
     assert tests["the vocabulary on reload", "one stage"].n == 20
     assert tests["the optimizer at the boundary", "stable"].n == 19
@@ -120,14 +133,14 @@ def test_reset_effect_by_hand():
 
 
 def test_rows_outside_the_design_are_left_aside():
-    wide = results(alphabets_decide, seeds=8)
+    wide = results(vocabularies_decide, seeds=8)
     rows = [{"config": wide.study.config(c, s), "outcome": o} for c, s, o in wide.runs]
     narrow = Results(tiny_study(schedules=[[3]], seeds=2), rows)
     assert (len(narrow.runs), narrow.missing) == (4, 0)
 
 
 def test_a_cell_without_rows_is_shown_as_such():
-    table = cell_table(results(alphabets_decide, keep=lambda cell, _seed: cell.schedule != (9,)))
+    table = cell_table(results(vocabularies_decide, keep=lambda cell, _seed: cell.schedule != (9,)))
     [line] = [line for line in table.splitlines() if line.startswith("| 1×9, stable")]
     assert "| 0 | 0/0 | 0.000–1.000 |" in line
 

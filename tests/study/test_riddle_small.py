@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.study.command import main, parse
+from tinygpt_lightning.original import renumber
+from tinygpt_lightning.study.command import parse, study
 from tinygpt_lightning.study.figures import symbols
 from tinygpt_lightning.study.findings import Results, factor_tests
 
@@ -16,7 +17,7 @@ from .tiny import ROOT, read_rows
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("riddle_small")
-    assert main(["--config", str(ROOT / "configs" / "riddle_small.yaml"), "--output", str(folder)]) == 0
+    study(["--config", str(ROOT / "configs" / "riddle_small.yaml"), "--output", str(folder)])
     torch.set_num_threads(1)
     return folder
 
@@ -37,14 +38,14 @@ def test_every_cell_comes_out_as_predicted(results):
 
 
 def test_the_misread_text_is_a_cipher_of_the_answer(results):
-    """Each symbol stands where the training alphabet has the right one."""
-    study = results.study
-    made = CharTokenizer.from_text(study.text)
-    enciphered = made.resorted().decode(made.encode(study.text))
+    """Each symbol stands where the training vocabulary has the right one."""
+    asked = results.study
+    made = CharTokenizer.from_text(asked.text)
+    enciphered = renumber(made).decode(made.encode(asked.text))
     misread = [outcome["text"] for cell, _, outcome in results.runs if not outcome["exact"]]
     # At this width a misread prompt may lead a seed astray; most say the cipher to the letter.
-    answers = ["".join(symbols(text)[len(study.prompt) :]) for text in misread]
-    right = "".join(symbols(enciphered)[len(study.prompt) :])
+    answers = ["".join(symbols(text)[len(asked.prompt) :]) for text in misread]
+    right = "".join(symbols(enciphered)[len(asked.prompt) :])
     assert answers.count(right) > len(answers) / 2
     assert "iqtbo: Aáic ru <unk>BAtbQ hàie Xewk nsí heyXe!." in right
 
@@ -78,7 +79,7 @@ def test_the_report_tells_it(folder):
     assert report.startswith("# The riddle, answered\n\n**What decides is whether the last stage was trained on the")
     assert "This alone predicts all 140 runs." in report
     assert "| 1×300, resorted | 10 | 0/10 | 0.000–0.308 | 10/10 |" in report
-    assert "as read back          Question: Xin chào" in report
+    assert "as read back            Question: Xin chào" in report
     for name in ("exactness", "loss", "cipher"):
         assert f"({name}.png)" in report
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")

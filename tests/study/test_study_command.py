@@ -7,10 +7,19 @@ import time
 
 import pytest
 
-from tinygpt_lightning.study.command import main
+from tinygpt_lightning.cli import main as program
 from tinygpt_lightning.study.ensemble import Ensemble
 
 from .tiny import ROOT, command, comparable, read_rows, run, tiny_study, write_config
+
+
+def main(arguments):
+    """Type a study: its exit code."""
+    try:
+        program(["study", *arguments])
+    except SystemExit as exit_:
+        return int(exit_.code)
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +140,7 @@ def test_a_failed_cell_is_reported_and_made_on_the_next_run(finished, tmp_path, 
         (["--seeds", "many"], "seeds"),
         (["--optimiser", "[new]"], "--optimiser"),
         (["--schedules", "[[0]]"], "schedules: expected stage lengths of 1 epoch or more, got"),
-        (["--model.n_head", "5"], "n_head: expected a divisor of n_embd=768, got 5"),
+        (["--model.config.n_head", "5"], "n_head: expected a divisor of n_embd=768, got 5"),
         (["--fabric.accelerator", "abacus"], "fabric.accelerator"),
         (["--fabric.devices", "0"], "fabric.devices: expected 1 or more, got 0"),
     ],

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tinygpt_lightning.gpt.model import GPTConfig
-from tinygpt_lightning.study.design import Study
+from tinygpt_lightning.study.design import ModelSettings, Study
 
 ROOT = Path(__file__).parents[2]
 TEXT = "Question: Xin \nAnswer: Chào!."
@@ -24,18 +24,19 @@ SETTINGS = {
 
 def tiny_study(**changes):
     settings = {**SETTINGS, **changes}
-    return Study(**{**settings, "model": GPTConfig(**settings["model"])})
+    return Study(**{**settings, "model": ModelSettings(GPTConfig(**settings["model"]))})
 
 
 def write_config(folder, **changes):
     """JSON is YAML, too."""
     path = folder / "tiny.yaml"
-    path.write_text(json.dumps({**SETTINGS, "output": str(folder / "out"), **changes}), encoding="utf-8")
+    settings = {**SETTINGS, "model": {"config": SETTINGS["model"]}, "output": str(folder / "out"), **changes}
+    path.write_text(json.dumps(settings), encoding="utf-8")
     return path
 
 
 def command(config, *arguments):
-    return [sys.executable, "-m", "tinygpt_lightning.study.command", "--config", str(config), *arguments]
+    return [sys.executable, "-m", "tinygpt_lightning", "study", "--config", str(config), *arguments]
 
 
 def run(config, *arguments):

@@ -1,93 +1,175 @@
-"""What a person reads in the terminal: one line for each stage, and the result."""
+"""What a person sees in the terminal while something trains."""
 
 from __future__ import annotations
 
 import math
+import time
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from typing_extensions import override
 
-from tinygpt_lightning.app.run import Run
-from tinygpt_lightning.callbacks.staged_training import StagedTraining, stage_ends
-from tinygpt_lightning.data import QAPair
+from tinygpt_lightning.callbacks.stages import Schedule
+
+
+class Display:
+    """Lines of progress on stderr that are written over; only in a terminal.
+
+    Args:
+        unit: What is counted, in the plural.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.console = Console(stderr=True)
+        self.is_live = self.console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit}  {{task.fields[state]}}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def start(self) -> None:
+        """Begin to show what is added."""
+        if self.is_live:
+            self._progress.start()
+
+    def update(self, title: str, done: int, total: int, state: str = "") -> None:
+        """Bring the line ``title`` up to date, or add it."""
+        if title not in self._tasks:
+            self._tasks[title] = self._progress.add_task(title, total=total, state="")
+        self._progress.update(self._tasks[title], completed=done, state=state)
+        if done == total:
+            self._progress.stop_task(self._tasks[title])
+
+    def stop(self) -> None:
+        """Leave the lines as they are."""
+        if self.is_live:
+            self._progress.stop()
+
+    def print(self, line: str) -> None:
+        """Write a line that stays."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class StageProgress(Callback):
-    """Shows on stderr how each stage goes: a live line in a terminal, else one plain line at its end.
+    """Shows how each stage goes: a live line in a terminal, else one plain line at its end.
 
     Args:
-        staged: The callback that knows the stages.
+        schedule: Which epoch belongs to which stage.
     """
 
-    def __init__(self, staged: StagedTraining) -> None:
-        self.staged = staged
-        self.console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._shown = -1
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.display = Display("epochs")
+        self._index = -1
+        self._start = 0  # epoch at which the stage that is shown began
+        self._unsaid = ""
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the live display."""
-        self._shown = -1
-        if trainer.is_global_zero and self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("epochs  {task.fields[state]}"),
-                TimeElapsedColumn(),
-                console=self.console,
-            )
-            self._progress.start()
+        self.display = Display("epochs")
+        self._index, self._unsaid = -1, ""
+        if trainer.is_global_zero:
+            self.display.start()
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the stage's line up to date."""
         if not trainer.is_global_zero:
             return
-        stages = self.staged.stages
-        index = self.staged.stage_at(trainer.current_epoch)
-        done = trainer.current_epoch + 1 - stage_ends(stages)[index] + stages[index].epochs
-        title = f"stage {index + 1}/{len(stages)}"
+        epoch = trainer.current_epoch
+        index = self.schedule.stage_at(epoch)
+        if index != self._index:
+            self._index, self._start = index, self.schedule.start_of_stage(epoch)
+        title = f"stage {index + 1}/{len(self.schedule.stages)}"
+        done, total = epoch + 1 - self._start, self.schedule.stages[index].epochs
         state = _state(trainer.callback_metrics)
-        if self._progress is None:
-            if done == stages[index].epochs:
-                self.console.print(f"{title}: {done} epochs, {state}", highlight=False)
+        if self.display.is_live:
+            self.display.update(title, done, total, state)
             return
-        if self._shown != index:
-            self._task = self._progress.add_task(title, total=stages[index].epochs, state="")
-            self._shown = index
-        assert self._task is not None  # noqa: S101
-        self._progress.update(self._task, completed=done, state=state)
-        if done == stages[index].epochs:
-            self._progress.stop_task(self._task)
+        of = "" if done == total else f" of {total}"
+        self._unsaid = f"{title}: {done}{of} epochs, {state}"
+        if self.schedule.ends_stage(epoch):
+            self._say()
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the live display."""
-        self._close()
+        self.display.stop()
+        self._say()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the live display, so that the error appears below it."""
-        self._close()
+        self.display.stop()  # so that the error appears below it
 
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _say(self) -> None:
+        if self._unsaid:
+            self.display.print(self._unsaid)
+            self._unsaid = ""
 
 
 def _state(metrics: dict[str, Any]) -> str:
     exact = "exact" if metrics.get("val/exact_match") else "not exact yet"
     # No step has been made yet where a run goes on from the very end of an epoch.
-    return f"loss {float(metrics.get('train/loss', math.nan)):.4f}, {exact}"
+    return f"loss {float(metrics.get('train/loss', math.nan)):.3g}, {exact}"
 
 
-def print_result(pair: QAPair, generated: str, run: Run) -> None:
-    """Say on stdout what the run has learnt, and where to look further."""
-    indented = generated.replace("\n", "\n           ")
-    print(f"prompt     {pair.prompt}")
-    print(f"generated  {indented}")
-    print(f"exact      {'yes' if generated == pair.text else 'no'}")
-    print(f"run        {run.path}")
-    print(f"look       tensorboard --logdir {run.path.parent.parent}")
+class WorkProgress:
+    """Shows how much of a known amount of work is done: live in a terminal, else a plain line every ten seconds.
+
+    Args:
+        title: What is done.
+        unit: What is counted, in the plural.
+        total: How many of them there are.
+    """
+
+    def __init__(self, title: str, unit: str, total: int) -> None:
+        self.title, self.unit, self.total = title, unit, total
+        self.done = 0
+        self.display = Display(unit)
+        self._begun = self._last = time.monotonic()
+        self.display.start()
+
+    def advance(self, units: int) -> None:
+        """Count ``units`` of work, and say so once in a while."""
+        self.done += units
+        now = time.monotonic()
+        if self.display.is_live:
+            self.display.update(self.title, self.done, self.total)
+        elif now - self._last >= 10 or self.done >= self.total:
+            self._last = now
+            self.display.print(self.line(now - self._begun))
+        if self.done >= self.total:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self.display.stop()
+
+    def line(self, seconds: float) -> str:
+        """The state after so many seconds.
+
+        >>> progress = WorkProgress("study", "seed-epochs", 200)
+        >>> progress.done = 50
+        >>> progress.line(30)
+        'study: 50 of 200 seed-epochs (25 %), 0:00:30 gone, about 0:01:30 left'
+        """
+        left = seconds * (self.total - self.done) / self.done
+        return (
+            f"{self.title}: {self.done} of {self.total} {self.unit} ({100 * self.done // self.total} %), "
+            f"{timedelta(seconds=round(seconds))} gone, about {timedelta(seconds=round(left))} left"
+        )

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+from typing_extensions import override
 
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-
-
-class RunLockedError(ValueError):
-    """Two processes would train in one folder."""
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
+from tinygpt_lightning.gpt.files import write_whole
+from tinygpt_lightning.gpt.trained import LAST
+from tinygpt_lightning.module import TinyGPTModule
 
 
 @dataclass(frozen=True)
@@ -43,38 +43,42 @@ class Run:
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return self.path / "last.ckpt"
+        return self.path / LAST
 
     def stage(self, number: int) -> Path:
         """The checkpoint at the end of stage ``number``, from 1."""
         return self.path / f"stage-{number}.ckpt"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training in the folder.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that it was begun with.
 
         Raises:
-            RunLockedError: If another process trains there.
+            UsageError: If it has none: it was killed before it began to train, or is no run.
         """
-        # The folder itself is locked: no file is left behind by a process that is killed.
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise RunLockedError(f"{self.path}: another process is training there; wait for its end") from None
-        finally:
-            os.close(folder)
-
-    def final(self, stages: int | None = None) -> Path:
-        """The checkpoint at the end of so many stages; null means as many as the run's own configuration has."""
-        if stages is None:
-            stages = len(yaml.safe_load(self.config.read_text(encoding="utf-8"))["stages"])
-        return self.stage(stages)
+        if not self.config.is_file():
+            raise UsageError(f"{self.path}: expected the folder of a run, with a config.yaml in it, found none")
+        settings: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return settings
 
     def is_finished(self, stages: int | None = None) -> bool:
-        """Whether so many stages are done; null means as many as the run's own configuration has."""
-        return self.config.exists() and self.final(stages).exists()
+        """Whether so many stages are done; null means as many as the run's own settings have."""
+        if not self.config.is_file():
+            return False
+        return self.stage(len(self.settings["stages"]) if stages is None else stages).exists()
+
+    def ended_early(self) -> bool:
+        """Whether it ended by itself before its stages did: by a time limit, say, and not by a signal."""
+        try:
+            return bool(read_state(self.last)["callbacks"][RunFiles.__qualname__]["ended_early"])
+        except (CheckpointError, KeyError):
+            return False
+
+    def newest(self) -> Path | None:
+        """The checkpoint to use if the run is over; none if it is not."""
+        if self.is_finished():
+            return self.stage(len(self.settings["stages"]))
+        return self.last if self.ended_early() else None
 
 
 def list_runs(folder: Path) -> list[Run]:
@@ -101,58 +105,57 @@ def new_run(folder: Path) -> Run:
     return Run(path)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all.
-
-    Raises:
-        OSError: If it cannot be written; it names ``path``, and what was there is still there.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
 def _is_run(path: Path) -> bool:
     return path.is_dir() and path.name.removeprefix("version_").isdecimal()
 
 
-class RunFiles(Callback):
+class RunFiles(Checkpoint):
     """Writes settings and vocabulary when a fit begins, and ``last.ckpt`` as it goes on.
 
     Args:
         run: The run.
         config: Its settings, as YAML.
-        tokenizer: Its vocabulary.
         save_every_n_epochs: How often ``last.ckpt`` is written, in epochs; also when training stops.
+        stop: The callback that knows whether somebody interrupted it.
     """
 
-    def __init__(self, run: Run, config: str, tokenizer: CharTokenizer, save_every_n_epochs: int) -> None:
+    def __init__(self, run: Run, config: str, save_every_n_epochs: int, stop: GracefulStop) -> None:
         self.run = run
         self.config = config
-        self.tokenizer = tokenizer
         self.save_every_n_epochs = save_every_n_epochs
+        self.stop = stop
+        self.ended_early = False
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what a reader of the run needs."""
-        # The checkpoint is loaded, and the stages' own `on_fit_start` came before: the settings are right.
+        assert isinstance(pl_module, TinyGPTModule)  # noqa: S101
+        if trainer.is_global_zero and (trainer.ckpt_path is None or not self.run.vocab.exists()):
+            pl_module.tokenizer.save(self.run.vocab)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only now: nobody refuses the settings any more.
         if trainer.is_global_zero:
-            self.tokenizer.save(self.run.vocab)
             write_whole(self.run.config, self.config.encode())
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``last.ckpt`` if it is time."""
         done = trainer.current_epoch + 1
+        self.ended_early = trainer.should_stop and not self.stop.interrupted and done != trainer.max_epochs
         if done % self.save_every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
             # What was logged goes first: a run killed in between would never log it again.
             for logger in trainer.loggers:
                 logger.save()
             trainer.save_checkpoint(self.run.last)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # This callback hands its averages to the module only now, after the last checkpoint.
+        averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if averaging and trainer.current_epoch == trainer.max_epochs:
+            for path in (self.run.stage(len(self.run.settings["stages"])), self.run.last):
+                trainer.save_checkpoint(path)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended_early": self.ended_early}

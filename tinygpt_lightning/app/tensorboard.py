@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from tinygpt_lightning.callbacks.staged_training import StagedTraining, stage_ends
+from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.stages import Schedule
 from tinygpt_lightning.data import QAPair
+from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.module import TinyGPTModule
 
 
@@ -30,17 +33,24 @@ class TensorBoardReport(Callback):
 
     Args:
         pair: What is learnt.
-        staged: The callback that knows the stages.
-        hyper_parameters: The run's settings, to be compared with those of others.
+        schedule: Which epoch belongs to which stage.
+        settings: All settings of the run; the telling ones are compared with those of other runs.
+        stop: The callback that knows whether somebody interrupted the run.
         text_every_n_epochs: How often the text is generated, in epochs; also at each stage's end.
     """
 
     def __init__(
-        self, pair: QAPair, staged: StagedTraining, hyper_parameters: dict[str, Any], text_every_n_epochs: int = 5
+        self,
+        pair: QAPair,
+        schedule: Schedule,
+        settings: Mapping[str, Any],
+        stop: GracefulStop,
+        text_every_n_epochs: int = 5,
     ) -> None:
         self.pair = pair
-        self.staged = staged
-        self.hyper_parameters = hyper_parameters
+        self.schedule = schedule
+        self.settings = settings
+        self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +58,7 @@ class TensorBoardReport(Callback):
         if writer := _writer(trainer):
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
             writer.file_writer.add_event(start, step=trainer.global_step)  # type: ignore[attr-defined]
-            tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.staged.stages) + 1)]
+            tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.schedule.stages) + 1)]
             writer.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
 
     def on_train_batch_end(
@@ -56,7 +66,7 @@ class TensorBoardReport(Callback):
     ) -> None:
         """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
         if writer := _writer(trainer):
-            tag = f"loss_by_stage/stage_{self.staged.stage_at(trainer.current_epoch) + 1}"
+            tag = f"loss_by_stage/stage_{self.schedule.stage_at(trainer.current_epoch) + 1}"
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,9 +75,10 @@ class TensorBoardReport(Callback):
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
         done, step = trainer.current_epoch + 1, trainer.global_step - 1
-        at_end = done in stage_ends(self.staged.stages)
+        at_end = self.schedule.ends_stage(trainer.current_epoch)
         if at_end or done % self.text_every_n_epochs == 0 or done == 1:
-            text = pl_module.recite(self.pair)
+            length = len(pl_module.tokenizer.encode(self.pair.text))
+            text = pl_module.complete(self.pair.prompt, GenerationConfig(max_length=length))
             verdict = "exact" if text == self.pair.text else "not exact"
             writer.add_text("generated", f"epoch {done}, {verdict}:\n\n" + _as_code(text), step)
         if at_end:
@@ -79,6 +90,11 @@ class TensorBoardReport(Callback):
             # Before the stage's checkpoint: a run that is killed after it never comes here again.
             writer.flush()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what came of it where training ended early; a run that was interrupted is not at its end."""
+        if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
+            self._log_settings(trainer)
+
     def _log_settings(self, trainer: Trainer) -> None:
         final = {
             f"final/{name.removeprefix('val/')}": float(value)
@@ -86,7 +102,20 @@ class TensorBoardReport(Callback):
             if name.startswith("val/")
         }
         assert trainer.logger  # noqa: S101
-        trainer.logger.log_hyperparams(self.hyper_parameters, metrics=final, step=trainer.global_step - 1)
+        trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What TensorBoard compares between runs."""
+    optimizer = settings["model"]["optimizer"]
+    return {
+        "seed": settings["seed_everything"],
+        "stages": " + ".join(str(stage["epochs"]) for stage in settings["stages"]),
+        "rebuild": settings["rebuild"],
+        "optimizer": optimizer["class_path"],
+        "learning_rate": optimizer["init_args"].get("lr"),
+        **settings["model"]["config"],
+    }
 
 
 def _writer(trainer: Trainer) -> SummaryWriter | None:

@@ -1,4 +1,4 @@
-"""Stopping a fit from outside, without losing anything."""
+"""Stopping a fit without losing anything."""
 
 from __future__ import annotations
 
@@ -7,37 +7,54 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 
-class StopOnSignal(Callback):
-    """Ends a fit after the epoch in which Ctrl-C or SIGTERM comes; a second one acts at once.
+class GracefulStop(Callback):
+    """Ends a fit between two epochs, whoever asks for its end: Ctrl-C, SIGTERM, a time limit, early stopping.
 
-    A step that is broken off leaves weights that belong to no step: so the epoch is brought to its end, and
-    with ``trainer.should_stop`` set, other callbacks can write a checkpoint of it.
+    A step that is broken off leaves weights that belong to no step, and an epoch that is broken off cannot be
+    resumed as if it had not been. So the epoch is brought to its end; with ``trainer.should_stop`` set, other
+    callbacks can write a checkpoint of it. A second signal acts at once.
 
     Attributes:
-        received: The signal that came, or none.
+        received: The signal that came to this process, or none.
+        interrupted: Whether a signal, to this process or another one of the same fit, is what ends it.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.interrupted = False
+        self._min_epochs: int | None = None  # as the trainer was given it
         self._handlers: dict[signal.Signals, Any] = {}  # those before ours
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen."""
+        self._min_epochs = trainer.fit_loop.min_epochs
         self._listen()
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen again: in the meantime Lightning has put its own handler in the place of ours."""
-        self._listen()
+        self._listen()  # again: in the meantime Lightning has put its own handler in the place of ours
+        self._finish_epoch(trainer)
 
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish_epoch(trainer)
+
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a signal came, to this process or another of the same fit."""
-        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        self.interrupted = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        trainer.should_stop |= self.interrupted
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
+        trainer.fit_loop.min_epochs = self._min_epochs
         self._listen_no_more()
+
+    def _finish_epoch(self, trainer: Trainer) -> None:
+        # Lightning leaves an epoch in its middle, unless it is one of those that must be trained.
+        trainer.fit_loop.min_epochs = max(self._min_epochs or 0, trainer.current_epoch + 1)
 
     def _listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

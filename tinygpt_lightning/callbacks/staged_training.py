@@ -4,70 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.optim import Optimizer
+from typing_extensions import override
 
-
-class StageError(ValueError):
-    """Stages that cannot be trained as asked."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a training run with optimizers of its own.
-
-    Args:
-        epochs: Length of the stage, in epochs.
-        reset_optimizer: Whether the stage starts with empty optimizers; if not, their state (momentum and
-            the like) is carried over from the stage before.
-        optimizer: Makes the stage's optimizer from the parameters; null means what the module configures.
-        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means what the
-            module configures, or none if the stage has an optimizer of its own.
-
-    Raises:
-        ValueError: If ``epochs`` is below 1.
-    """
-
-    epochs: int
-    reset_optimizer: bool = True
-    optimizer: OptimizerCallable | None = None
-    lr_scheduler: LRSchedulerCallable | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected 1 or more, got {self.epochs}")
-
-
-def check_stages(stages: Sequence[Stage]) -> None:
-    """Raise a `StageError` if there is no stage."""
-    if not stages:
-        raise StageError("stages: expected at least one stage, got none")
-
-
-def stage_ends(stages: Sequence[Stage]) -> list[int]:
-    """Epochs completed by the end of each stage.
-
-    >>> stage_ends([Stage(epochs=30), Stage(epochs=20)])
-    [30, 50]
-    """
-    return list(accumulate(stage.epochs for stage in stages))
-
-
-def stage_at(stages: Sequence[Stage], epoch: int) -> int:
-    """Index of the stage that ``epoch`` (from 0) belongs to; after the end, the last one.
-
-    >>> stages = [Stage(epochs=30), Stage(epochs=20)]
-    >>> [stage_at(stages, epoch) for epoch in (0, 29, 30, 49, 50)]
-    [0, 0, 1, 1, 1]
-    """
-    return min(sum(epoch >= end for end in stage_ends(stages)), len(stages) - 1)
+from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
 
 
 class StagedTraining(Callback):
@@ -83,26 +30,26 @@ class StagedTraining(Callback):
         stages: The stages, in order.
         dirpath: Folder of the ``stage-N.ckpt``; null means the trainer's log folder.
 
+    Attributes:
+        schedule: Which epoch belongs to which stage. A subclass may put another `Schedule` here, and all
+            follows it: boundaries, checkpoints, ``max_epochs``.
+
     Raises:
         StageError: If there is no stage; when a fit starts, if the trainer's settings contradict the stages,
             its strategy is not supported, a stage cannot be built as asked, or the run that is resumed began
             otherwise.
 
-    >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).stage_at(30)
+    >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).schedule.stage_at(30)
     1
     """
 
     def __init__(self, stages: Sequence[Stage], dirpath: str | Path | None = None) -> None:
-        check_stages(stages)
-        self.stages = list(stages)
+        self.schedule = Schedule(stages)
         self.dirpath = dirpath
         self._built = 0  # index of the stage that the existing optimizers belong to
         self._descriptions: list[dict[str, str]] = []
         self._resumed: list[dict[str, str]] = []  # the descriptions in the checkpoint
-
-    def stage_at(self, epoch: int) -> int:
-        """Index of the stage that ``epoch`` belongs to, both from 0. Override it for another schedule."""
-        return stage_at(self.stages, epoch)
+        self._saver = _StageCheckpoint(self)
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are made."""
@@ -117,22 +64,26 @@ class StagedTraining(Callback):
                 f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
                 "optimizers' state before a callback can choose the stage that they belong to"
             )
+        # Last of all, so that what it saves is what the epoch left behind, whoever else took part in it.
+        if self._saver not in trainer.callbacks:  # type: ignore[attr-defined]
+            trainer.callbacks.append(self._saver)  # type: ignore[attr-defined]
         if _is_trial_run(trainer):
             return
         if trainer.max_steps != -1:
             raise StageError(f"max_steps: expected none, since the stages say when to stop, got {trainer.max_steps}")
-        epochs = stage_ends(self.stages)[-1]
+        epochs = self.schedule.epochs
         # -1 means no limit, and 1000 is what Lightning sets where nobody asked for anything.
         if trainer.max_epochs not in (None, -1, 1000, epochs):
             raise StageError(f"max_epochs: expected none, or the stages' sum {epochs}, got {trainer.max_epochs}")
         trainer.fit_loop.max_epochs = epochs
+        _check_weight_averaging(trainer, self.schedule)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the optimizers of the stage that training starts in, or resumes in."""
         # Every stage is built once, so that a mistake in the last one shows now and not after hours.
         self._descriptions = []
         kinds: list[list[type]] = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.schedule.stages):
             try:
                 self._build_optimizers(trainer, pl_module, stage)
             except ValueError as error:  # a learning rate below 0, say
@@ -148,10 +99,11 @@ class StagedTraining(Callback):
                     f"stages[{i}].lr_scheduler: expected any but ReduceLROnPlateau, which steps after the "
                     "checkpoint is written, so that no run could be resumed exactly"
                 )
+            _check_clipping(trainer, i)
             self._descriptions.append(_describe(stage, trainer))
         self._check_resumed()
         # Lightning loads the checkpoint's optimizer states into these when this hook has ended.
-        self._build_optimizers(trainer, pl_module, self.stages[self._built])
+        self._build_optimizers(trainer, pl_module, self.schedule.stages[self._built])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that a resumed checkpoint may lie on."""
@@ -166,12 +118,6 @@ class StagedTraining(Callback):
         """Log the stage with every step, so that its curve shows where the boundaries are."""
         pl_module.log("stage", self._built + 1.0)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the stage's last checkpoint."""
-        if trainer.current_epoch + 1 in stage_ends(self.stages) and not _is_trial_run(trainer):
-            folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
-            trainer.save_checkpoint(folder / f"stage-{self._built + 1}.ckpt")
-
     def state_dict(self) -> dict[str, Any]:
         """Which stage's optimizers the checkpoint holds, and how the stages were built."""
         # Not to be worked out from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
@@ -184,7 +130,7 @@ class StagedTraining(Callback):
 
     def _check_resumed(self) -> None:
         for i, before in enumerate(self._resumed[: self._built + 1]):
-            if i >= len(self.stages):
+            if i >= len(self.schedule.stages):
                 raise StageError(f"stages: expected at least the {self._built + 1} that this run began, got {i}")
             for field, value in before.items():
                 if self._descriptions[i][field] != value:
@@ -194,14 +140,14 @@ class StagedTraining(Callback):
                     )
 
     def _cross_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        index = self.stage_at(trainer.current_epoch)
+        index = self.schedule.stage_at(trainer.current_epoch)
         if index == self._built:
             return
         states = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
         self.on_stage_start(trainer, pl_module, index)
         self._built = index
-        self._build_optimizers(trainer, pl_module, self.stages[index])
-        if not self.stages[index].reset_optimizer:
+        self._build_optimizers(trainer, pl_module, self.schedule.stages[index])
+        if not self.schedule.stages[index].reset_optimizer:
             for optimizer, state in zip(trainer.optimizers, states, strict=True):
                 # The state alone: with the old param_groups the new scheduler would inherit a stale learning rate.
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
@@ -221,6 +167,24 @@ class StagedTraining(Callback):
             configured["lr_scheduler"] = stage.lr_scheduler(configured["optimizer"])
         with _replaced(pl_module, "configure_optimizers", lambda: configured):
             trainer.strategy.setup_optimizers(trainer)
+
+
+class _StageCheckpoint(Checkpoint):
+    """Keeps a stage's last checkpoint.
+
+    A callback of its own, since Lightning calls what derives from `Checkpoint` after all others at an epoch's end,
+    and after the module.
+    """
+
+    def __init__(self, staged: StagedTraining) -> None:
+        self.staged = staged
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        schedule, epoch = self.staged.schedule, trainer.current_epoch
+        if schedule.ends_stage(epoch) and not _is_trial_run(trainer):
+            folder = Path(self.staged.dirpath or trainer.log_dir or trainer.default_root_dir)
+            trainer.save_checkpoint(folder / f"stage-{schedule.stage_at(epoch) + 1}.ckpt")
 
 
 def _own_optimizer(stage: Stage, configured: Optimizer) -> Optimizer:
@@ -246,6 +210,31 @@ def _describe(stage: Stage, trainer: Trainer) -> dict[str, str]:
         "optimizer": ", ".join(f"{type(o).__name__}{g}" for o, g in zip(trainer.optimizers, options, strict=True)),
         "lr_scheduler": ", ".join(f"{type(s).__name__}{s.state_dict()}" for s in schedulers),
     }
+
+
+def _check_weight_averaging(trainer: Trainer, schedule: Schedule) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            start: int | float = callback._swa_epoch_start
+            # Counted from 1, or a share of all epochs, as Lightning works it out.
+            first = max((start if isinstance(start, int) else int(schedule.epochs * start)) - 1, 0)
+            last_stage = schedule.start_of_stage(schedule.epochs - 1)
+            if first < last_stage:
+                raise StageError(
+                    f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
+                    f"averages within the last stage, got {start}; a boundary would replace its learning rates"
+                )
+
+
+def _check_clipping(trainer: Trainer, index: int) -> None:
+    mixed = isinstance(trainer.precision_plugin, MixedPrecision)
+    if mixed and trainer.gradient_clip_val and trainer.lightning_module.automatic_optimization:
+        for optimizer in trainer.optimizers:
+            if getattr(optimizer, "_step_supports_amp_scaling", False):  # what Lightning's own check asks
+                raise StageError(
+                    f"stages[{index}]: expected an optimizer with fused: false, whose gradients can be clipped "
+                    f"(gradient_clip_val) in mixed precision, got a fused {type(optimizer).__name__}"
+                )
 
 
 def _is_trial_run(trainer: Trainer) -> bool:

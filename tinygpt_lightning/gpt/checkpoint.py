@@ -7,16 +7,17 @@ import io
 import os
 import pickle
 import re
-import secrets
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import lightning
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from tinygpt_lightning.gpt.files import whole_file
+
 FORMAT = 1
+LIGHTNING = "2"  # the major version of Lightning whose checkpoints are read
 # Kept as the comment of the zip archive that torch writes, so torch and every zip program still read the file.
 _COMMENT = "tinygpt-checkpoint {format} sha256:{digest}"
 _COMMENT_PATTERN = re.compile(rb"tinygpt-checkpoint (\d+) sha256:(\S+)\Z")
@@ -41,22 +42,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
         OSError: If the file cannot be written; it names ``path``. The earlier file is untouched.
     """
     path = local_path(path)
-    # Beside the checkpoint, for os.replace is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x+b") as file:  # unlike tempfile's, the permissions are those the umask gives
-            _write_archive(checkpoint, file)
-            file.seek(0)
-            if unsafe := get_unsafe_globals_in_checkpoint(file):
-                raise CheckpointError(path, f"not written, for {unsafe[0]} in it would be refused when it is read")
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        _write_archive(checkpoint, file)
+        file.seek(0)
+        if unsafe := get_unsafe_globals_in_checkpoint(file):
+            raise CheckpointError(path, f"not written, for {unsafe[0]} in it would be refused when it is read")
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,9 +70,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(path, _refusal(error)) from error
     if not isinstance(checkpoint, dict) or not isinstance(version := checkpoint.get(_VERSION), str):
         raise CheckpointError(path, f"is no Lightning checkpoint: it has no {_VERSION}")
-    if version.split(".")[0] != lightning.__version__.split(".")[0]:
-        raise CheckpointError(path, f"was written by Lightning {version}; this is Lightning {lightning.__version__}")
+    if version.split(".")[0] != LIGHTNING:
+        raise CheckpointError(path, f"was written by Lightning {version}; this is Lightning {LIGHTNING}.x")
     return checkpoint
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a checkpoint says, without its tensors: in no time, and without noticing damage to them.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        state = torch.load(local_path(path), map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # whatever a file provokes here, it is refused
+        raise CheckpointError(path, _refusal(error)) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(path, "is no checkpoint")
+    return state
 
 
 def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[CheckpointError]]:
@@ -101,12 +107,6 @@ def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[Chec
         except CheckpointError as error:
             unfit.append(error)
     return (max(found)[2] if found else None), unfit
-
-
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Delete what killed writes left in ``folder``; nobody else may be writing there."""
-    for leftover in local_path(folder).glob(".*.ckpt.*.tmp"):
-        leftover.unlink()
 
 
 class _DigestingWriter:
@@ -180,11 +180,3 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     if "://" in text:
         raise CheckpointError(text, "is not a local file; fetch it yourself if you trust where it comes from")
     return Path(text)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

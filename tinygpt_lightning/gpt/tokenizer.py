@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tinygpt_lightning.gpt.files import write_whole
+
 PAD = "<pad>"
 UNK = "<unk>"
 
@@ -110,21 +112,9 @@ in the vocabulary; it knows 'choà'
                 raise ValueError(f"expected ids from 0 to {len(self) - 1}, got {i}")
         return "".join(self._symbols[i] for i in ids)
 
-    def resorted(self) -> CharTokenizer:
-        """Number the symbols anew in the order of their text, specials included.
-
-        This is what the original project does whenever it reads a saved vocabulary, by mistake: ``<`` sorts
-        between ``:`` and ``A``, so most ids move. Doing it again changes nothing more. It is here to study
-        what it does to a model; nothing else should use it.
-
-        >>> CharTokenizer.from_text("chào").resorted().vocab
-        {'<pad>': 0, '<unk>': 1, 'c': 2, 'h': 3, 'o': 4, 'à': 5}
-        """
-        return CharTokenizer({symbol: i for i, symbol in enumerate(sorted(self.vocab))})
-
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as a UTF-8 JSON object, symbol to id."""
-        Path(path).write_text(json.dumps(self.vocab, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(path), (json.dumps(self.vocab, ensure_ascii=False, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.study.design import Study
+from tinygpt_lightning.study.design import ModelSettings, Study
 from tinygpt_lightning.study.ensemble import Ensemble, keep_freed_memory
 
 
@@ -31,12 +31,12 @@ def compare(
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    study = Study(model=GPTConfig(n_embd=width, n_head=heads, n_positions=positions))
+    study = Study(model=ModelSettings(GPTConfig(n_embd=width, n_head=heads, n_positions=positions)))
     ids = torch.tensor([CharTokenizer.from_text(study.text).encode(study.text)])  # (1, T + 1)
-    together = Ensemble(study.model, range(seeds), ids.size(1) - 1, study.learning_rate, torch.device("cpu"))
+    together = Ensemble(study.model.config, range(seeds), ids.size(1) - 1, study.learning_rate, torch.device("cpu"))
     # The engine looks for exactness after each epoch until it finds it, which the plain loop does not do.
     together.exact_after = [0] * seeds
-    model = TinyGPT(study.model)
+    model = TinyGPT(study.model.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=study.learning_rate)
 
     def alone() -> None:

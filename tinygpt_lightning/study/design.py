@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from tinygpt_lightning.callbacks.staged_training import Stage
+from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
+from tinygpt_lightning.original import renumber
 
 Vocabulary = Literal["stable", "resorted"]
 Optimizer = Literal["new", "kept"]
 Weights = Literal["carried", "redrawn"]
+MOST_SEEDS = 1_000_000
+LARGEST_SEED = 2**31  # times the stride between seeds, it still is a seed of torch's
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,17 @@ class Cell:
         return [Stage(epochs=epochs, reset_optimizer=self.optimizer != "kept") for epochs in self.schedule]
 
     @property
-    def same_alphabet(self) -> bool:
-        """Whether the last stage trains on the alphabet that is used to read: the predicted outcome."""
+    def same_vocabulary(self) -> bool:
+        """Whether the last stage trains on the vocabulary that is used to read: the predicted outcome."""
         return self.vocabulary == "stable" or self.staged
 
-    def alphabet(self, stage: int, made: CharTokenizer) -> CharTokenizer:
+    def tokenizer(self, stage: int, made: CharTokenizer) -> CharTokenizer:
         """The vocabulary in use at ``stage``, from 0; the reading after the last one counts as a stage too.
 
         The first stage makes the vocabulary, everything later reads it back from its file. Reading it back
         twice changes no more than once.
         """
-        return made.resorted() if stage and self.vocabulary == "resorted" else made
+        return renumber(made) if stage and self.vocabulary == "resorted" else made
 
 
 def schedule_name(schedule: Sequence[int]) -> str:
@@ -100,6 +103,17 @@ class FabricSettings:
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """The model, in the words of `fit`.
+
+    Args:
+        config: Its size and dropout; vocab_size follows from the text.
+    """
+
+    config: GPTConfig = field(default_factory=GPTConfig)
+
+
+@dataclass(frozen=True)
 class Study:
     r"""The settings of a study: a full factorial over its factors, with the same seeds in every cell.
 
@@ -112,7 +126,7 @@ class Study:
         weights: Levels of the weights at a boundary between stages: carried, redrawn.
         seeds: How many seeds, counted from 0, or a list of them.
         learning_rate: Of AdamW, per epoch; its other settings are PyTorch's defaults.
-        model: Size of the model; vocab_size follows from the text.
+        model: The model.
         chunk: Seeds trained together. More need more memory, 0.3 GiB each at full size.
         threads: CPU threads of each process. A result's last bits depend on it, and on a very small model's
             chunk; they never depend on the number of processes.
@@ -132,7 +146,7 @@ class Study:
     weights: list[Weights] = field(default_factory=lambda: ["carried", "redrawn"])
     seeds: int | list[int] = 20
     learning_rate: float = 3e-4
-    model: GPTConfig = field(default_factory=GPTConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
     chunk: int = 2
     threads: int = 1
     share: bool = True
@@ -140,6 +154,8 @@ class Study:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
+            raise ValueError(f"seeds: expected at most {MOST_SEEDS}, got {self.seeds}")
         text, prompt = normalize(self.text), normalize(self.prompt)
         if not prompt or not text.startswith(prompt) or text == prompt:
             raise ValueError(f"prompt: expected the beginning of text={text!r}, got {prompt!r}")
@@ -152,18 +168,20 @@ class Study:
         for schedule in self.schedules:
             if not schedule or min(schedule) < 1:
                 raise ValueError(f"schedules: expected stage lengths of 1 epoch or more, got {schedule}")
-        if min(self.seed_list) < 0:
-            raise ValueError(f"seeds: expected 0 or more, got {min(self.seed_list)}")
+        if not 0 <= min(self.seed_list) <= max(self.seed_list) < LARGEST_SEED:
+            raise ValueError(f"seeds: expected 0 to {LARGEST_SEED - 1}, got {self.seeds}")
         for name in ("chunk", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected more than 0, got {self.learning_rate}")
-        if self.model.n_positions < len(text):
+        config = self.model.config
+        if config.n_positions < len(text):
             raise ValueError(
-                f"model.n_positions: expected room for the text's {len(text)} characters, got {self.model.n_positions}"
+                f"model.config.n_positions: expected room for the text's {len(text)} characters, "
+                f"got {config.n_positions}"
             )
-        model = replace(self.model, vocab_size=len(CharTokenizer.from_text(text)))
+        model = ModelSettings(replace(config, vocab_size=len(CharTokenizer.from_text(text))))
         for name, value in (("text", text), ("prompt", prompt), ("model", model)):
             object.__setattr__(self, name, value)
 
@@ -205,7 +223,7 @@ class Study:
             "text": self.text,
             "prompt": self.prompt,
             "learning_rate": self.learning_rate,
-            "model": asdict(self.model),
+            "model": asdict(self.model.config),
         }
 
     def config(self, cell: Cell, seed: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ COLUMNS = 32  # characters in a line of the cipher
 
 
 def exactness_figure(results: Results) -> Figure:
-    """How often each cell gives the sentence, with exact 95 % intervals, under both alphabets."""
+    """How often each cell gives the sentence, with exact 95 % intervals, under both vocabularies."""
     cells = [cell for cell in results.study.cells if results.by_cell[cell]]
     figure = Figure(figsize=(10, 1.6 + 0.42 * len(cells)), layout="constrained")
     axes = figure.add_subplot()
@@ -54,7 +54,7 @@ def exactness_figure(results: Results) -> Figure:
         for vocabulary, colour in COLOURS.items()
         if vocabulary in results.study.vocabulary
     ]
-    label = "same weights, read with the alphabet of training"
+    label = "same weights, read with the vocabulary of training"
     handles.append(Line2D([], [], marker="D", ls="", markersize=4.5, mfc="white", color=GREY, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -68,14 +68,14 @@ def loss_figure(results: Results) -> Figure:
     ]
     panels = list(dict.fromkeys(cell.weights for cell in shown))
     figure = Figure(figsize=(6 * len(panels), 5), layout="constrained")
-    knows_nothing = math.log(results.study.model.vocab_size)
+    knows_nothing = math.log(results.study.model.config.vocab_size)
     for axes, weights in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
         for cell in shown:
             if cell.weights == weights:
                 _draw_losses(axes, results, cell)
         axes.axhline(knows_nothing, color=RED, lw=1)
         axes.annotate(
-            f"ln {results.study.model.vocab_size} = {knows_nothing:.2f}: knows nothing",
+            f"ln {results.study.model.config.vocab_size} = {knows_nothing:.2f}: knows nothing",
             (1, knows_nothing), xycoords=("axes fraction", "data"), xytext=(-4, -3), textcoords="offset points",
             color=RED, ha="right", va="top",
         )  # fmt: skip
@@ -102,9 +102,9 @@ def _draw_losses(axes: Axes, results: Results, cell: Cell) -> None:
     for length in np.cumsum(cell.schedule)[:-1]:
         axes.axvline(length + 0.5, color=GREY, lw=0.8, ls=":")
         first = float(np.median(curves[:, length]))
-        if cell.optimizer == "new" and first > math.log(results.study.model.vocab_size) * 1.2:
+        if cell.optimizer == "new" and first > math.log(results.study.model.config.vocab_size) * 1.2:
             axes.annotate(
-                f"{first:.1f}: sure, in the wrong alphabet", (length + 1, first), xytext=(8, 4),
+                f"{first:.1f}: sure, in the wrong vocabulary", (length + 1, first), xytext=(8, 4),
                 textcoords="offset points", color=COLOURS[cell.vocabulary], weight="bold", va="center",
             )  # fmt: skip
 
@@ -126,12 +126,12 @@ def example(results: Results) -> tuple[Cell, int] | None:
 
 
 def cipher_figure(results: Results, cell: Cell, seed: int) -> Figure:
-    """The same weights, read with two alphabets, character by character."""
+    """The same weights, read with two vocabularies, character by character."""
     outcome = results.by_cell[cell][seed]
     truth = symbols(results.study.text)
     readings = [
         ("the sentence", truth),
-        ("alphabet of training", symbols(outcome["text_in_training_vocabulary"])),
+        ("vocabulary of training", symbols(outcome["text_in_training_vocabulary"])),
         ("as read back", symbols(outcome["text"])),
     ]
     lines = -(-len(truth) // COLUMNS)
@@ -149,7 +149,7 @@ def cipher_figure(results: Results, cell: Cell, seed: int) -> Figure:
     axes.set_ylim(lines * (len(readings) + 0.7) - 0.6, -0.1)
     axes.axis("off")
     figure.suptitle(
-        f"What the network said ({cell.name}, seed {seed}): one set of weights, two alphabets", weight="bold"
+        f"What the network said ({cell.name}, seed {seed}): one set of weights, two vocabularies", weight="bold"
     )
     handles = [
         Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="white", label=label)

@@ -40,9 +40,14 @@ class Results:
         return len(self.study.cells) * len(self.study.seed_list) - len(self.runs)
 
     @property
+    def diverged(self) -> int:
+        """Runs whose loss is no number at the end."""
+        return sum(outcome["final_loss_dropout_off"] is None for _, _, outcome in self.runs)
+
+    @property
     def predicted(self) -> int:
-        """Runs whose exactness is what the alphabets alone predict."""
-        return sum(outcome["exact"] == cell.same_alphabet for cell, _, outcome in self.runs)
+        """Runs whose exactness is what the vocabularies alone predict."""
+        return sum(outcome["exact"] == cell.same_vocabulary for cell, _, outcome in self.runs)
 
 
 @dataclass(frozen=True)
@@ -187,11 +192,11 @@ def answer(results: Results, tests: list[FactorTest], effects: list[ResetEffect]
     all_predicted = results.predicted == runs
     if all_predicted and "the vocabulary on reload" in factors:
         sentences = [
-            "**What decides is whether the last stage was trained on the alphabet that is used to read.** "
+            "**What decides is whether the last stage was trained on the vocabulary that is used to read.** "
             f"This alone predicts all {runs} runs."
         ]
     else:
-        share = f"The alphabets alone predict {results.predicted} of {runs} runs."
+        share = f"The vocabularies alone predict {results.predicted} of {runs} runs."
         if factors:
             sentences = [f"**What decides is {' and '.join(factors)}.** {share}"]
         else:
@@ -212,7 +217,7 @@ def answer(results: Results, tests: list[FactorTest], effects: list[ResetEffect]
         rescued = sum(outcome["exact_in_training_vocabulary"] for outcome in misread)
         sentences.append(
             f"Of the {len(misread)} runs that are not exact, {rescued} are when the same weights are read with the "
-            "alphabet they were trained on."
+            "vocabulary they were trained on."
         )
     if effects:
         sentences.append(_reset_sentence(effects))
@@ -278,7 +283,7 @@ def claims(results: Results, tests: list[FactorTest]) -> list[Claim]:
             Claim(
                 "one stage, however long, does not",
                 "holds, as it is read back" if k == 0 < n else "does not hold throughout",
-                f"exact in {k} of {n} runs; with the alphabet of training the same weights are exact in {m}",
+                f"exact in {k} of {n} runs; with the vocabulary of training the same weights are exact in {m}",
             )
         )
     for claim, factor in (

@@ -16,6 +16,7 @@ from tinygpt_lightning.study.design import Study
 from tinygpt_lightning.study.figures import cipher_figure, exactness_figure, example, loss_figure, symbols
 from tinygpt_lightning.study.findings import (
     SIGNIFICANCE,
+    FactorTest,
     Results,
     answer,
     claims,
@@ -108,13 +109,24 @@ def cipher(outcome: Outcome, text: str) -> str:
     marks = {PAD: "□", UNK: "■", "\n": "⏎"}
     readings = [
         ("the sentence", text),
-        ("alphabet of training", outcome["text_in_training_vocabulary"]),
+        ("vocabulary of training", outcome["text_in_training_vocabulary"]),
         ("as read back", outcome["text"]),
     ]
     lines = [
-        f"{name:20}  {''.join(marks.get(symbol, symbol) for symbol in symbols(reading))}" for name, reading in readings
+        f"{name:22}  {''.join(marks.get(symbol, symbol) for symbol in symbols(reading))}" for name, reading in readings
     ]
     return "\n".join(["```", *lines, "```"])
+
+
+def title(results: Results, tests: Sequence[FactorTest]) -> str:
+    """What the report may call itself: an answer only if it is one."""
+    if results.missing:
+        return "The riddle: not all runs are there"
+    if results.diverged:
+        return f"The riddle, not answered: {results.diverged} of {len(results.runs)} runs diverged"
+    if not any(test.decisive for test in tests):
+        return f"The riddle, not answered: {len(results.study.seed_list)} seeds establish no effect"
+    return "The riddle, answered"
 
 
 def write(study: Study, rows: list[Row], folder: Path, command: str) -> str:
@@ -135,7 +147,7 @@ def write(study: Study, rows: list[Row], folder: Path, command: str) -> str:
     shown = example(results)
     figures = {"exactness": exactness_figure(results), "loss": loss_figure(results)} if shown else {}
     sections = [
-        "# The riddle, answered" if not results.missing else "# The riddle: not all runs are there",
+        f"# {title(results, tests)}",
         paragraph,
         f"Made by `{command}`: {len(study.cells)} cells × {len(study.seed_list)} seeds; "
         f"{len(results.runs)} runs, {results.missing} missing.",
@@ -174,7 +186,7 @@ def write(study: Study, rows: list[Row], folder: Path, command: str) -> str:
             "## The loss",
             "![Loss by epoch](loss.png)",
             "## What the network said",
-            f"{cell.name}, seed {seed}: one set of weights, read with two alphabets.",
+            f"{cell.name}, seed {seed}: one set of weights, read with two vocabularies.",
             "![The cipher](cipher.png)",
             cipher(results.by_cell[cell][seed], study.text),
         ]

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinygpt_lightning.app.run import write_whole
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.gpt.files import write_whole
 
 Row = dict[str, Any]
 
 FACTORS = ("vocabulary", "schedule", "optimizer", "weights", "seed")
 
 
-class RowsError(ValueError):
+class RowsError(UsageError):
     """The rows in the output folder are not this study's."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +13,13 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
+from tinygpt_lightning.app.errors import UsageError, say
+from tinygpt_lightning.app.progress import WorkProgress
+from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study import report, rows
 from tinygpt_lightning.study.design import Cell, FabricSettings, Study
 from tinygpt_lightning.study.ensemble import keep_freed_memory
 from tinygpt_lightning.study.findings import Results
-from tinygpt_lightning.study.progress import Progress
 from tinygpt_lightning.study.sharing import ChunkRunner, Outcome, epochs_needed
 
 
@@ -33,46 +35,58 @@ class Runner:
         command: What makes them again, for the report.
 
     Raises:
-        ValueError: If the folder holds rows of another study, or Fabric cannot run as it is told to.
-        OSError: If the folder cannot be used.
+        UsageError: If Fabric cannot run as it is told to.
     """
 
     def __init__(self, study: Study, folder: Path, command: str) -> None:
         self.study = study
         self.folder = folder
         self.command = command
-        self.done, self.messages = rows.load(folder)
-        rows.check_same_study(self.done, study.common, folder)
-        self.finished = {rows.key(row["config"]) for row in self.done}
+        self.finished: set[str] = set()
         self.fabric = _fabric(study.fabric)
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self) -> int:
-        """Do it all; 1 if a row is missing at the end, and 0 if not."""
-        self.fabric.launch()
-        torch.set_num_threads(self.study.threads)
-        keep_freed_memory()
-        if self.fabric.is_global_zero:
-            for message in self.messages:
-                print(message, file=sys.stderr)
-            rows.save(self.folder, self.done)
-        self.fabric.barrier()
-        self._work()
-        self.fabric.barrier()
-        return self._gather() if self.fabric.is_global_zero else 0
+    def run(self) -> bool:
+        """Do it all.
+
+        Returns:
+            Whether every run of the design has its row, and not all of them diverged.
+
+        Raises:
+            RowsError: If the folder holds rows of another study.
+            FolderLockedError: If another process makes rows there.
+            OSError: If the folder cannot be used.
+        """
+        with ExitStack() as resources:
+            existing = rows.load(self.folder)  # before anything is made: what is refused leaves no folder
+            rows.check_same_study(existing[0], self.study.common, self.folder)
+            if self.fabric.is_global_zero:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                resources.enter_context(locked(self.folder))
+            done, messages = rows.load(self.folder)
+            self.finished = {rows.key(row["config"]) for row in done}
+            self.fabric.launch()
+            torch.set_num_threads(self.study.threads)
+            keep_freed_memory()
+            if self.fabric.is_global_zero:
+                for message in messages:
+                    say(message)
+                rows.save(self.folder, done)
+            self.fabric.barrier()
+            self._work()
+            self.fabric.barrier()
+            return self._gather() if self.fabric.is_global_zero else True
 
     def _work(self) -> None:
         share = [
             (seeds, [cell for cell in self.study.cells if self._unfinished(cell, seeds)])
             for seeds in self.study.chunks[self.fabric.global_rank :: self.fabric.world_size]
         ]
-        progress = Progress(
-            sum(len(seeds) * epochs_needed(cells, self.study.share) for seeds, cells in share), sys.stderr
-        )
+        total = sum(len(seeds) * epochs_needed(cells, self.study.share) for seeds, cells in share)
+        progress = WorkProgress("study", "seed-epochs", total) if self.fabric.is_global_zero else None
         parent = os.getppid()
 
         def tick(units: int) -> None:
-            if self.fabric.is_global_zero:
+            if progress:
                 progress.advance(units)
             elif os.getppid() != parent:
                 # Whoever started this process was killed: nobody is left to gather its rows.
@@ -105,7 +119,7 @@ class Runner:
             }
             rows.append(self.folder / f"rows-{self.fabric.global_rank}.jsonl", row)
 
-    def _gather(self) -> int:
+    def _gather(self) -> bool:
         made, _ = rows.load(self.folder)
         places = [rows.key(self.study.config(cell, seed)) for cell in self.study.cells for seed in self.study.seed_list]
         order = {place: number for number, place in enumerate(places)}
@@ -113,11 +127,13 @@ class Runner:
         made.sort(key=lambda row: (order.get(rows.key(row["config"]), len(order)), rows.key(row["config"])))
         rows.save(self.folder, made)
         print(report.write(self.study, made, self.folder, self.command))
-        print(f"report: {self.folder / 'report.md'}", file=sys.stderr)
-        missing = Results(self.study, made).missing
-        if missing:
-            print(f"{missing} runs are missing: the same command makes them again", file=sys.stderr)
-        return 1 if missing else 0
+        say(f"report: {self.folder / 'report.md'}")
+        results = Results(self.study, made)
+        if results.missing:
+            say(f"{results.missing} runs are missing: the same command makes them again")
+        if results.diverged:
+            say(f"{results.diverged} runs diverged")
+        return not results.missing and results.diverged < len(results.runs)
 
 
 def _fabric(settings: FabricSettings) -> Fabric:
@@ -131,9 +147,9 @@ def _fabric(settings: FabricSettings) -> Fabric:
             strategy=DDPStrategy(timeout=timedelta(days=30)) if several else "auto",
         )
     except (RuntimeError, ValueError) as error:  # Fabric's own messages say what there is to choose from
-        raise ValueError(f"fabric.accelerator, fabric.devices: {error}") from None
+        raise UsageError(f"fabric.accelerator, fabric.devices: {error}") from None
 
 
 def _report_failure(cell: Cell, seeds: list[int], error: Exception) -> None:
     reason = (str(error).splitlines() or [""])[0]
-    print(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}", file=sys.stderr)
+    say(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.text import char_error_rate
 
-from tinygpt_lightning.callbacks.staged_training import stage_ends
 from tinygpt_lightning.gpt.generation import GenerationConfig, generate
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
@@ -88,12 +87,12 @@ class ChunkRunner:
         self.failed = failed
         self.tick = tick
         self._made = CharTokenizer.from_text(study.text)
-        self._reader = TinyGPT(study.model).to(device)  # lent to one replicate's weights after another
+        self._reader = TinyGPT(study.model.config).to(device)  # lent to one replicate's weights after another
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run all of ``cells``."""
         length = len(self.study.text) - 1
-        start = Ensemble(self.study.model, self.seeds, length, self.study.learning_rate, self.device)
+        start = Ensemble(self.study.model.config, self.seeds, length, self.study.learning_rate, self.device)
         self._grow(start, cells, 0)
 
     def _grow(self, parent: Ensemble, cells: Sequence[Cell], stage: int) -> None:
@@ -108,7 +107,7 @@ class ChunkRunner:
                         reset_optimizer=group[0].stages[stage].reset_optimizer,
                         redraw_weights=group[0].weights == "redrawn",
                     )
-                ids = self._ids(group[0].alphabet(stage, self._made))
+                ids = self._ids(group[0].tokenizer(stage, self._made))
                 for length in sorted({cell.schedule[stage] for cell in group}):
                     while branch.epoch - parent.epoch < length:
                         branch.train_epoch(ids, len(self.study.prompt))
@@ -132,13 +131,13 @@ class ChunkRunner:
     @torch.no_grad()
     def read(self, branch: Ensemble, cell: Cell) -> dict[int, Outcome]:
         """What came out, for each seed; numbers that are no numbers (a diverged loss) become null."""
-        trained_on = cell.alphabet(len(cell.schedule) - 1, self._made)
-        read_with = cell.alphabet(len(cell.schedule), self._made)
+        trained_on = cell.tokenizer(len(cell.schedule) - 1, self._made)
+        read_with = cell.tokenizer(len(cell.schedule), self._made)
         ids = self._ids(trained_on)
         loss_on = branch.loss_with_dropout(ids).tolist()
         loss_off = branch.evaluate(ids, len(self.study.prompt))[0].tolist()
         curves = torch.stack(branch.losses, dim=1).tolist()  # (S, epochs)
-        starts = [0, *stage_ends(cell.stages)[:-1]]
+        starts = [0, *accumulate(cell.schedule)][:-1]
         outcomes = {}
         for index, (seed, curve) in enumerate(zip(branch.seeds, curves, strict=True)):
             branch.copy_weights(index, self._reader)
@@ -161,13 +160,13 @@ class ChunkRunner:
             }
         return outcomes
 
-    def _ids(self, alphabet: CharTokenizer) -> Tensor:
-        return torch.tensor([alphabet.encode(self.study.text)], device=self.device)  # (1, T + 1)
+    def _ids(self, tokenizer: CharTokenizer) -> Tensor:
+        return torch.tensor([tokenizer.encode(self.study.text)], device=self.device)  # (1, T + 1)
 
-    def _continue(self, alphabet: CharTokenizer) -> str:
-        prompt = torch.tensor([alphabet.encode(self.study.prompt)], device=self.device)
+    def _continue(self, tokenizer: CharTokenizer) -> str:
+        prompt = torch.tensor([tokenizer.encode(self.study.prompt)], device=self.device)
         ids = generate(self._reader, prompt, GenerationConfig(max_length=len(self.study.text)))
-        return alphabet.decode(ids[0].tolist())
+        return tokenizer.decode(ids[0].tolist())
 
 
 def _finite(value: float) -> float | None:

@@ -1,0 +1,108 @@
+"""``validate`` and ``predict``: a trained network, measured and asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.app.run import list_runs
+from tinygpt_lightning.app.settings import PROGRAM, Settings
+from tinygpt_lightning.gpt.files import write_whole
+from tinygpt_lightning.gpt.generation import check_lengths
+from tinygpt_lightning.module import TinyGPTModule
+
+VALIDATE = "Measure whether a trained model knows the sentence."
+PREDICT = "Continue prompts with a trained model: the texts go to stdout, and nothing else does."
+
+
+def validate(args: Sequence[str]) -> None:
+    """Print the metrics.
+
+    Args:
+        args: What was typed behind ``validate``.
+    """
+    made, module, trainer = _prepared(Settings("validate", VALIDATE, args))
+    for name, value in trainer.validate(module, made.data, verbose=False)[0].items():
+        print(f"{name:22} {value:.6g}")
+
+
+def predict(args: Sequence[str]) -> None:
+    """Print the texts, and write them to ``--output``.
+
+    Args:
+        args: What was typed behind ``predict``.
+    """
+    made, module, trainer = _prepared(Settings("predict", PREDICT, args))
+    for prompt in made.data.prompts:
+        length = len(module.tokenizer.encode(prompt))
+        try:
+            check_lengths(length, made.generation.max_length, module.model.config.n_positions)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    texts = trainer.predict(module, made.data) or []
+    if made.output:
+        rows = zip(made.data.prompts, texts, strict=True)
+        lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
+        write_output(Path(made.output), "".join(lines).encode())
+    for text in texts:
+        print(text)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write ``content`` whole or not at all; but into what is there if that is no plain file of its own.
+
+    A link keeps pointing where it does, a pipe or a device is written to, and so is the file that stdout or
+    stderr already goes to.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if path.exists() and not _is_plain(path):
+        with path.open("ab") as file:
+            file.write(content)
+    else:
+        write_whole(path.resolve() if path.is_symlink() else path, content)
+
+
+def _is_plain(path: Path) -> bool:
+    status = path.stat()
+    streams = [os.fstat(stream.fileno()) for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
+    return stat.S_ISREG(status.st_mode) and not any(os.path.samestat(status, stream) for stream in streams)
+
+
+def _prepared(settings: Settings) -> tuple[Namespace, TinyGPTModule, Trainer]:
+    """What was asked for, the model from its checkpoint, and a trainer on one device that writes nothing."""
+    made = settings.instantiate(model=False)
+    module = TinyGPTModule.load_from_checkpoint(_checkpoint(settings))
+    module.generation = made.generation
+    made.trainer.callbacks = None  # those of a fit
+    trainer = settings.make_trainer(
+        made, [], devices=1, num_nodes=1, strategy="auto", logger=False, enable_checkpointing=False
+    )
+    return made, module, trainer
+
+
+def _checkpoint(settings: Settings) -> str | Path:
+    path = settings.config.ckpt_path
+    if path not in (None, "last"):
+        return str(path)
+    if not settings.config_files:
+        raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
+    over = [checkpoint for run in list_runs(settings.folder) if (checkpoint := run.newest())]
+    if not over:
+        raise UsageError(f"no finished run in {settings.folder}: train one with `{_fit(settings)}`")
+    return over[-1]
+
+
+def _fit(settings: Settings) -> str:
+    configs = [word for file in settings.config_files for word in ("--config", str(file))]
+    return shlex.join([*PROGRAM.split(), "fit", *configs])

@@ -1,0 +1,157 @@
+"""``fit``: open the run, train, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from tinygpt_lightning.app.errors import UsageError, say
+from tinygpt_lightning.app.progress import StageProgress
+from tinygpt_lightning.app.resume import Opened, how_to_go_on, opened
+from tinygpt_lightning.app.run import RunFiles
+from tinygpt_lightning.app.settings import Settings
+from tinygpt_lightning.app.tensorboard import RunLogger, TensorBoardReport
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
+from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.data import QAPair
+from tinygpt_lightning.gpt.generation import GenerationConfig
+from tinygpt_lightning.gpt.tokenizer import normalize
+from tinygpt_lightning.gpt.trained import load
+from tinygpt_lightning.original import OriginalStages
+
+SUMMARY = "Train in stages, and show what was learnt."
+
+
+def fit(args: Sequence[str]) -> None:
+    """Train in stages, and show what was learnt.
+
+    Args:
+        args: What was typed behind ``fit``.
+    """
+    with opened(Settings("fit", SUMMARY, args)) as it:
+        made = it.settings.instantiate()
+        _check_model(made)
+        stop = GracefulStop()
+        trainer = it.settings.make_trainer(
+            made,
+            _callbacks(it, made, stop),
+            logger=_logger(it, made),
+            plugins=[*_listed(made.trainer.plugins), SafeCheckpointIO()],
+        )
+        with suppress(SIGTERMException):  # Lightning's, where the signal comes before it starts to train
+            trainer.fit(made.model, made.data, ckpt_path=it.checkpoint)
+        if trainer.is_global_zero:
+            _report(it, made.data.pair, trainer, stop)
+        if stop.received:
+            sys.exit(128 + stop.received)
+
+
+def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback]:
+    """The run's own callbacks. Those of the user come before them; Lightning moves what saves checkpoints to the end.
+
+    At an epoch's end the order matters: `stop` decides whether it is the last one, before anybody saves it; the
+    text for TensorBoard is generated before a stage's end may renumber the vocabulary (`OriginalStages`); and all
+    that is logged is on the disk before `RunFiles`, and then the stages, save their checkpoints.
+    """
+    if made.renumber and not made.rebuild:
+        raise UsageError("renumber: expected rebuild: true beside it, since ids change where files are read, got false")
+    if made.rebuild:
+        staged: StagedTraining = OriginalStages(made.stages, it.run.path, made.renumber)
+    else:
+        staged = StagedTraining(made.stages, it.run.path)
+    return [
+        stop,
+        TensorBoardReport(made.data.pair, staged.schedule, it.settings.as_dict(), stop),
+        staged,
+        StageProgress(staged.schedule),
+        ExactResume(),
+        RunFiles(it.run, it.settings.dump(), made.save_every_n_epochs, stop),
+    ]
+
+
+def _logger(it: Opened, made: Namespace) -> object:
+    if made.trainer.logger is not None:
+        return made.trainer.logger
+    folder, name, version = it.run.path.parent.parent, it.run.path.parent.name, it.run.path.name
+    return RunLogger(folder, name=name, version=version, default_hp_metric=False)
+
+
+def _check_model(made: Namespace) -> None:
+    """Refuse an optimizer that cannot be made, and a sentence that the model has no room for."""
+    try:
+        made.model.configure_optimizers()
+    except ValueError as error:
+        raise UsageError(f"model.optimizer: {error}") from error
+    length = len(made.model.tokenizer.encode(made.data.pair.text))
+    n_positions = made.model.model.config.n_positions
+    if length - 1 > n_positions:
+        raise UsageError(
+            f"model.config.n_positions: expected {length - 1} or more, room for the sentence without its last "
+            f"character, got {n_positions}"
+        )
+
+
+def _report(it: Opened, pair: QAPair, trainer: Trainer, stop: GracefulStop) -> None:
+    """Say what came of it; and where not all stages are done, why, and how to go on."""
+    if it.settings.config.trainer.fast_dev_run:
+        say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
+        return
+    if trainer.current_epoch == trainer.max_epochs:
+        _print_result(pair, it.run.stage(len(it.settings.config.stages)), it.run.path)
+        return
+    reason, changes = _ending(it.settings, trainer, stop)
+    if not it.run.last.exists():
+        raise UsageError(f"{reason} before the first epoch was done; nothing is kept")
+    if not stop.interrupted:
+        _print_result(pair, it.run.last, it.run.path)
+    so_far = f"{reason} after epoch {trainer.current_epoch} of {trainer.max_epochs}"
+    say(f"{so_far}; go on with: {how_to_go_on(it.run, *changes)}")
+
+
+def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[str, list[str]]:
+    """Why training ended before its last epoch, and the flags without which going on would end at once again."""
+    if stop.interrupted:
+        return "stopped", []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
+            if settings.config.trainer.max_time is not None:
+                return "ended early by max_time", ["--trainer.max_time", "null"]
+            return "ended early by Timer", _without(Timer, settings)
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            return f"ended early by EarlyStopping on {callback.monitor}", _without(EarlyStopping, settings)
+    return "ended early by a callback", []
+
+
+def _without(kind: type[Callback], settings: Settings) -> list[str]:
+    asked = _listed(settings.as_dict()["trainer"]["callbacks"])
+    others = [callback for callback in asked if callback["class_path"].rpartition(".")[2] != kind.__name__]
+    return ["--trainer.callbacks", json.dumps(others) if others else "null"]
+
+
+def _print_result(pair: QAPair, checkpoint: Path, run: Path) -> None:
+    """Say on stdout what the run has learnt, as it is read back from its checkpoint, and where to look further."""
+    trained = load(checkpoint)
+    length = len(trained.tokenizer.encode(pair.text))
+    text = trained.complete(pair.prompt, GenerationConfig(max_length=length))
+    indented = text.replace("\n", "\n           ")
+    print(f"prompt     {pair.prompt}")
+    print(f"generated  {indented}")
+    print(f"exact      {'yes' if text == normalize(pair.text) else 'no'}")
+    print(f"run        {run}")
+    print(f"look       tensorboard --logdir {run.parent.parent}")
+
+
+def _listed(asked: Any) -> list[Any]:
+    """One or several, as Lightning's settings have it, as a list."""
+    return asked if isinstance(asked, list) else [] if asked is None else [asked]

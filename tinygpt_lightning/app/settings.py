@@ -1,0 +1,167 @@
+"""What was typed: LightningCLI parses the settings of ``fit``, ``validate`` and ``predict``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from tinygpt_lightning.app.errors import Parser, UsageError
+from tinygpt_lightning.callbacks.stages import Stage
+from tinygpt_lightning.data import QADataModule, QAPair
+from tinygpt_lightning.gpt.generation import GenerationConfig
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
+from tinygpt_lightning.module import TinyGPTModule
+
+PROGRAM = "python -m tinygpt_lightning"
+TRAINER_DEFAULTS = {
+    "default_root_dir": "checkpoints",
+    "devices": 1,  # one sentence keeps one device busy
+    "max_epochs": -1,  # the stages say
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_progress_bar": False,  # a line an epoch, where one a stage is wanted
+    "enable_model_summary": False,
+}
+GO_ON = (
+    "What to go on with, instead of a new run: 'last' is the newest unfinished run of the same --config, in place; "
+    "a run's folder is that run, in place; a checkpoint begins a new run with it."
+)
+READ = "Checkpoint to read, or a run's folder; null means the newest finished run of the same --config."
+
+
+class Settings(LightningCLI):
+    """Parsed settings, and what Lightning makes of them when it is asked to.
+
+    Args:
+        command: fit, validate or predict.
+        description: What it does, for ``--help``.
+        args: What was typed behind it.
+        base: A file of settings that what was typed is put on top of.
+
+    Raises:
+        UsageError: If something is asked for that cannot be done.
+    """
+
+    def __init__(self, command: str, description: str, args: Sequence[str], base: Path | None = None) -> None:
+        self.command = command
+        self.description = description
+        self.args = list(args)
+        super().__init__(
+            TinyGPTModule,
+            QADataModule,
+            save_config_callback=None,  # it fails where the folder has a config.yaml; `fit` writes its own
+            seed_everything_default=0,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": f"{PROGRAM} {command}",
+                "description": description,
+                "usage": f"{PROGRAM} {command} [options]",
+            },
+            auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
+            load_from_checkpoint_support=False,  # the module reads its checkpoints itself
+            args=[*(["--config", str(base)] if base else []), *args],
+            run=False,
+        )
+
+    def on_top_of(self, base: Path) -> Settings:
+        """The same command line, with everything that it does not say taken from ``base``."""
+        return Settings(self.command, self.description, self.args, base)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning does not know of."""
+        one_stage = [Namespace(dataclasses.asdict(Stage(epochs=30)))]  # type: ignore[no-untyped-call]
+        parser.add_argument("--stages", type=list[Stage], default=one_stage, help="The stages, in order.")
+        parser.add_argument(
+            "--rebuild",
+            type=bool,
+            default=False,
+            help="Whether each stage takes weights and vocabulary from the run's files, as the original does.",
+        )
+        parser.add_argument(
+            "--renumber",
+            type=bool,
+            default=False,
+            help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake; with --rebuild.",
+        )
+        parser.add_argument(
+            "--save_every_n_epochs",
+            type=PositiveInt,
+            default=10,
+            help="How often last.ckpt is written, in epochs; also at the end.",
+        )
+        parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
+        parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
+        if self.command == "predict":
+            parser.add_argument("--output", type=str | None, help="File for the texts, one JSON object a line.")
+        pair = ("data.question", "data.answer")
+        parser.link_arguments(pair, "model.vocab", compute_fn=_vocab)
+        parser.link_arguments(pair, "model.config.vocab_size", compute_fn=lambda *pair: len(_vocab(*pair)))
+        # For --help: the Trainer's many options after those of this project.
+        parser._action_groups.sort(key=lambda group: "aspect of training" in str(group.title))  # type: ignore[attr-defined]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was typed."""
+        # Lightning's own method warns of arguments that are handed over, as they are here.
+        try:
+            self.config = parser.parse_args(args)
+        except ValueError as error:  # from making the vocabulary, which the parser does not expect to fail
+            raise UsageError(str(error)) from error
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet: a command asks for what it needs, when it knows where."""
+
+    def instantiate(self, *, model: bool = True) -> Namespace:
+        """Make the classes; the model only where it is to be trained, and not where it is read from a file."""
+        config = self.config.clone()
+        if not model:
+            del config["model"]
+        try:
+            made: Namespace = self.parser.instantiate_classes(config)
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from error
+        return made
+
+    def make_trainer(self, made: Namespace, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
+        """Make the trainer: what was asked for, then ``callbacks``, then what a command changes."""
+        asked = made.trainer.callbacks or []
+        asked = asked if isinstance(asked, list) else [asked]
+        try:
+            return Trainer(**{**made.trainer.as_dict(), "callbacks": [*asked, *callbacks], **changes})
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from error
+
+    def dump(self) -> str:
+        """Every setting, as YAML; but not where this process went on from."""
+        config = self.config.clone()
+        config.ckpt_path = None
+        return str(self.parser.dump(config, skip_none=False))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting, as plain values."""
+        plain: dict[str, Any] = yaml.safe_load(self.dump())
+        return plain
+
+    @property
+    def config_files(self) -> list[Path]:
+        """The files that were typed."""
+        return [Path(str(file)) for file in self.config.get("config") or []]
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of this configuration lie: named after the configuration files."""
+        name = "-".join(file.stem for file in self.config_files) or "default"
+        return Path(self.config.trainer.default_root_dir) / name
+
+
+def _vocab(question: str, answer: str) -> dict[str, int]:
+    return CharTokenizer.from_text(QAPair(question, answer).text).vocab
