@@ -42,6 +42,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call
+    # Which callbacks a run may go on without is told by comparing its settings.
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided")
     with explained():
         if sys.stdout is None:
             raise UsageError("stdout: expected a place for the results, got a closed one")

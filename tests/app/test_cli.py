@@ -233,7 +233,7 @@ PROMPT_MISTAKES = {
     "no prompt": (("--data.prompts", "[]"), "data.prompts"),
     "a character that the vocabulary lacks": (("--data.prompts", '["Xin chào?"]'), "'?' (U+003F) at position 9"),
     "a prompt longer than max_length": (("--generation.max_length", "5"), "max_length=5"),
-    "max_length beyond n_positions": (("--generation.max_length", "1025"), "n_positions=1024"),
+    "max_length beyond n_positions": (("--generation.max_length", "1026"), "at most 1025, n_positions + 1"),
     "max_length 0": (("--generation.max_length", "0"), "max_length: expected 1 or more"),
     "a negative temperature": (("--generation.temperature", "-1"), "temperature"),
     "top_k 0": (("--generation.top_k", "0"), "top_k"),

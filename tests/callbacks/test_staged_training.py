@@ -294,6 +294,62 @@ def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
     assert "configure_optimizers" not in vars(model)
 
 
+class EveryOther(Schedule):
+    """The stages take turns, epoch by epoch."""
+
+    def stage_at(self, epoch: int) -> int:
+        return min(epoch, self.epochs - 1) % len(self.stages)
+
+
+def test_everything_follows_the_schedule_of_a_subclass(tmp_path: Path) -> None:
+    class TakingTurns(StagedTraining):
+        def __init__(self, stages: list[Stage], dirpath: Path) -> None:
+            super().__init__(stages, dirpath)
+            self.schedule = EveryOther(stages)
+
+    stages = [Stage(2), Stage(2, optimizer=partial(SGD, lr=0.3))]
+    assert [EveryOther(stages).ends_stage(epoch) for epoch in range(4)] == [True] * 4
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=-1, limit_train_batches=1, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[TakingTurns(stages, tmp_path), recorder], default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(AdamModel())
+    assert recorder.classes == ["Adam", "SGD"] * 2
+    saved = [torch.load(tmp_path / f"stage-{n}.ckpt", weights_only=True) for n in (1, 2)]
+    assert [checkpoint["global_step"] for checkpoint in saved] == [3, 4]
+
+
+class CountsEpochs(AdamModel):
+    """Counts in a hook of the module, which Lightning calls after those of ordinary callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("epochs", torch.zeros(()))
+
+    def on_train_epoch_end(self) -> None:
+        self.epochs += 1
+
+
+class CountsToo(Callback):
+    count = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+
+def test_a_stages_checkpoint_is_what_the_epoch_left_behind(tmp_path: Path) -> None:
+    train(CountsEpochs(), [Stage(2), Stage(1)], tmp_path, (CountsToo(),))
+    for number, epochs in ((1, 2), (2, 3)):
+        saved = torch.load(tmp_path / f"stage-{number}.ckpt", weights_only=True)
+        assert saved["state_dict"]["epochs"] == epochs
+        assert saved["callbacks"]["CountsToo"]["count"] == epochs
+
+
 @pytest.mark.parametrize("epochs", [0, -1])
 def test_a_stage_lasts_an_epoch_at_least(epochs: int) -> None:
     with pytest.raises(ValueError, match=f"epochs: expected 1 or more, got {epochs}"):

@@ -64,7 +64,7 @@ def test_the_cache_saves_work(model: TinyGPT) -> None:
 
 def test_the_default_is_greedy_and_64_characters(model: TinyGPT) -> None:
     assert GenerationConfig() == GenerationConfig(max_length=64, temperature=0.0, top_k=None, top_p=None, seed=None)
-    with pytest.raises(ValueError, match="n_positions=40, got 64"):
+    with pytest.raises(ValueError, match=r"at most 41, n_positions \+ 1, got 64"):
         generate(model, prompts())
 
 
@@ -199,7 +199,7 @@ def test_top_k_of_1_and_a_tiny_temperature_are_greedy(model: TinyGPT) -> None:
     [
         (0, 10, "prompt: expected at least one character, got none"),
         (11, 10, "prompt: expected at most max_length=10 characters, got 11"),
-        (5, 41, "max_length: expected at most the model's n_positions=40, got 41"),
+        (5, 42, r"max_length: expected at most 41, n_positions \+ 1, got 42"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(model: TinyGPT, length: int, max_length: int, message: str) -> None:

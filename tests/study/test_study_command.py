@@ -8,6 +8,8 @@ import time
 import pytest
 
 from tinygpt_lightning.cli import main as program
+from tinygpt_lightning.gpt.files import locked
+from tinygpt_lightning.study.command import parse
 from tinygpt_lightning.study.ensemble import Ensemble
 
 from .tiny import ROOT, command, comparable, read_rows, run, tiny_study, write_config
@@ -132,12 +134,38 @@ def test_a_failed_cell_is_reported_and_made_on_the_next_run(finished, tmp_path, 
     assert comparable(read_rows(tmp_path / "out")) == expected
 
 
+def test_two_studies_do_not_write_in_one_folder(finished, tmp_path, capfd):
+    before = (finished / "rows.jsonl").read_bytes()
+    arguments = ["--config", str(write_config(tmp_path)), "--output", str(finished)]
+    with locked(finished):
+        assert main(arguments) == 2
+    assert capfd.readouterr().err == f"error: {finished}: another process is writing there; wait for its end\n"
+    assert (finished / "rows.jsonl").read_bytes() == before
+    assert main(arguments) == 0
+
+
+def test_runs_that_all_diverge_are_no_answer_and_no_success(tmp_path, capfd):
+    config = write_config(tmp_path, schedules=[[4]], seeds=1)
+    assert main(["--config", str(config), "--learning_rate", "1e30"]) == 1
+    assert capfd.readouterr().err.endswith("2 runs diverged\n")
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# The riddle, not answered: 2 of 2 runs diverged\n")
+
+
+def test_a_size_file_of_fit_can_be_added(tmp_path, monkeypatch):
+    medium = str(ROOT / "configs" / "medium.yaml")
+    asked, folder = parse(["--config", str(ROOT / "configs" / "riddle_small.yaml"), "--config", medium])
+    assert (asked.model.config.n_embd, asked.model.config.n_head, asked.model.config.n_positions) == (1024, 16, 64)
+    assert folder.name == "riddle_small-medium"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--vocabulary", "[sorted]"], "vocabulary"),
         (["--seeds", "many"], "seeds"),
+        (["--seeds", "99999999999999999999"], "seeds: expected at most 1000000, got 99999999999999999999"),
         (["--optimiser", "[new]"], "--optimiser"),
         (["--schedules", "[[0]]"], "schedules: expected stage lengths of 1 epoch or more, got"),
         (["--model.config.n_head", "5"], "n_head: expected a divisor of n_embd=768, got 5"),
@@ -163,8 +191,6 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 
 
 def test_every_configuration_is_a_study():
-    from tinygpt_lightning.study.command import parse
-
     folders = {}
     for path in sorted((ROOT / "configs").glob("riddle*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0]

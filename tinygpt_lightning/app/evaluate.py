@@ -60,23 +60,20 @@ def predict(args: Sequence[str]) -> None:
 def write_output(path: Path, content: bytes) -> None:
     """Write ``content`` whole or not at all; but into what is there if that is no plain file of its own.
 
-    A link keeps pointing where it does, a pipe or a device is written to, and so is the file that stdout or
-    stderr already goes to.
+    A link keeps pointing where it does, a pipe or a device is written to, and where the path is just another name
+    of stdout (``/dev/stdout``), stdout is.
 
     Raises:
         OSError: If it cannot be written.
     """
-    if path.exists() and not _is_plain(path):
-        with path.open("ab") as file:
+    status = path.stat() if path.exists() else None
+    if status and os.path.samestat(status, os.fstat(1)):
+        sys.stdout.write(content.decode())
+    elif status and not stat.S_ISREG(status.st_mode):
+        with path.open("wb") as file:
             file.write(content)
     else:
         write_whole(path.resolve() if path.is_symlink() else path, content)
-
-
-def _is_plain(path: Path) -> bool:
-    status = path.stat()
-    streams = [os.fstat(stream.fileno()) for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
-    return stat.S_ISREG(status.st_mode) and not any(os.path.samestat(status, stream) for stream in streams)
 
 
 def _prepared(settings: Settings) -> tuple[Namespace, TinyGPTModule, Trainer]:

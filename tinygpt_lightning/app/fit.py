@@ -124,7 +124,7 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
     if stop.interrupted:
         return "stopped", []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             if settings.config.trainer.max_time is not None:
                 return "ended early by max_time", ["--trainer.max_time", "null"]
             return "ended early by Timer", _without(Timer, settings)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveInt, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,6 +21,8 @@ from tinygpt_lightning.data import QADataModule, QAPair
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
+
+register_type(torch.device)  # which callbacks of Lightning have as a setting, or it could not be saved
 
 PROGRAM = "python -m tinygpt_lightning"
 TRAINER_DEFAULTS = {

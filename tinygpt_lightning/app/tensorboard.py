@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
@@ -23,9 +25,22 @@ from tinygpt_lightning.module import TinyGPTModule
 class RunLogger(TensorBoardLogger):
     """Lightning's logger without its ``hparams.yaml``: a run's ``config.yaml`` says it all."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        threading.excepthook = _without_writers(threading.excepthook)
+
     def save(self) -> None:
         """Bring everything logged so far to the disk."""
         self.experiment.flush()
+
+
+def _without_writers(hook: Callable[[threading.ExceptHookArgs], Any]) -> Callable[[threading.ExceptHookArgs], Any]:
+    def report(args: threading.ExceptHookArgs) -> None:
+        # What TensorBoard's thread cannot write, it also tells the thread that trains, which says so in a line.
+        if not (isinstance(args.thread, _AsyncWriterThread) and isinstance(args.exc_value, OSError)):
+            hook(args)
+
+    return report
 
 
 class TensorBoardReport(Callback):
@@ -82,7 +97,8 @@ class TensorBoardReport(Callback):
             verdict = "exact" if text == self.pair.text else "not exact"
             writer.add_text("generated", f"epoch {done}, {verdict}:\n\n" + _as_code(text), step)
         if at_end:
-            weights = pl_module.model.attention_weights(pl_module.encode(self.pair.text))[0]  # (H, T, T)
+            ids = pl_module.encode(self.pair.text)[:, : pl_module.model.config.n_positions]  # (1, T)
+            weights = pl_module.model.attention_weights(ids)[0]  # (H, T, T)
             writer.add_image("attention of the heads", tile_heads(weights), step)
         if done == trainer.max_epochs:
             self._log_settings(trainer)

@@ -95,9 +95,8 @@ class ExactResume(Callback):
         if not self._seeds:
             if trainer.ckpt_path:
                 rank_zero_warn(f"ExactResume: {trainer.ckpt_path} was written without it, so this resume is not exact.")
-            # Gathered here, once: a checkpoint may be written by a process whose fellows are gone.
-            seed = torch.randint(2**63 - 1, (1,)).to(trainer.strategy.root_device)
-            self._seeds = trainer.strategy.all_gather(seed).flatten().tolist()
+            # For all processes, once: a checkpoint may be written by one whose fellows are gone.
+            self._seeds = trainer.strategy.broadcast(torch.randint(2**63 - 1, (trainer.world_size,)).tolist())
         if len(self._seeds) != trainer.world_size:
             raise MisconfigurationException(
                 f"ExactResume: expected {len(self._seeds)} processes, as when the checkpoint was written,"

@@ -35,7 +35,8 @@ class GracefulStop(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()  # again: in the meantime Lightning has put its own handler in the place of ours
+        if self.received is None:
+            self._listen()  # again: in the meantime Lightning has put its own handler in the place of ours
         self._finish_epoch(trainer)
 
     @override
@@ -51,6 +52,7 @@ class GracefulStop(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.fit_loop.min_epochs = self._min_epochs
         self._listen_no_more()
+        self._handlers.clear()
 
     def _finish_epoch(self, trainer: Trainer) -> None:
         # Lightning leaves an epoch in its middle, unless it is one of those that must be trained.
@@ -62,8 +64,8 @@ class GracefulStop(Callback):
             self._handlers.setdefault(number, before)
 
     def _listen_no_more(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        for number, before in self._handlers.items():
+            signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -53,8 +53,9 @@ def check_lengths(prompt_length: int, max_length: int, n_positions: int) -> None
         ValueError: If the prompt is empty or longer than ``max_length``, or ``max_length`` is beyond
             the model's ``n_positions``.
     """
-    if max_length > n_positions:
-        raise ValueError(f"max_length: expected at most the model's n_positions={n_positions}, got {max_length}")
+    # The last character is written and not read, so it needs no position.
+    if max_length > n_positions + 1:
+        raise ValueError(f"max_length: expected at most {n_positions + 1}, n_positions + 1, got {max_length}")
     if prompt_length < 1:
         raise ValueError("prompt: expected at least one character, got none")
     if prompt_length > max_length:

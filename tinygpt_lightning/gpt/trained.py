@@ -81,9 +81,10 @@ def load(path: str | os.PathLike[str]) -> TrainedGPT:
         path = Path(path) / LAST
     checkpoint = read_checkpoint(path)
     config, tokenizer, template = read_description(checkpoint, path)
+    weights = read_weights(checkpoint, config, path)
     with torch.device("meta"):  # no weights are drawn that would be thrown away
         model = TinyGPT(config)
-    model.load_state_dict(read_weights(checkpoint, config, path), assign=True)
+    model.load_state_dict(weights, assign=True)
     if config.tie_weights:
         model.lm_head.weight = model.wte.weight
     return TrainedGPT(model.eval(), tokenizer, template)

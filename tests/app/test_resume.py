@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from conftest import SENTENCE, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinygpt_lightning import TinyGPTModule, read_checkpoint
+from tinygpt_lightning.gpt.checkpoint import write_checkpoint
 from tinygpt_lightning.gpt.files import locked
 
 FIT = ("fit", "--config", "small.yaml")
@@ -25,6 +28,7 @@ RESUME = (*FIT, "--ckpt_path", "last")
 RUN = Path("checkpoints/small/version_0")
 LOCK = """
 import pathlib, sys
+from tinygpt_lightning.gpt.checkpoint import write_checkpoint
 from tinygpt_lightning.gpt.files import locked
 lock = locked(pathlib.Path(sys.argv[1]))
 lock.__enter__()
@@ -145,6 +149,144 @@ def test_a_run_cannot_change_on_its_way(half: Path, command: Command, changed: t
     assert len(result.err.splitlines()) <= 5
     assert (RUN / "config.yaml").read_bytes() == before
     assert command(*RESUME).code == 0  # nothing is lost
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("--trainer.precision", "bf16-mixed"),
+        ("--trainer.gradient_clip_val", "1"),
+        ("--trainer.accumulate_grad_batches", "2"),
+        ("--trainer.limit_val_batches", "0"),
+        ("--trainer.check_val_every_n_epoch", "5"),
+        ("--trainer.deterministic", "true"),
+        ("--model.config.embd_pdrop", "0.2"),
+        ("--model.lr_scheduler", '{"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}'),
+        ("--model.optimizer", "SGD"),
+        ("--rebuild", "false"),
+        ("--renumber", "true"),
+        ("--trainer.devices", "2"),
+        ("--trainer.callbacks", '[{"class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler", '
+         '"init_args": {"scheduling": {"0": 2}}}]'),
+    ],
+    ids=lambda changed: changed[0],
+)  # fmt: skip
+def test_whatever_decides_what_is_computed_is_refused_by_name(
+    half: Path, command: Command, changed: tuple[str, str]
+) -> None:
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in RUN.iterdir()}
+    result = command("fit", "--ckpt_path", RUN, *changed)
+    assert (result.code, result.out) == (2, "")
+    reason, how = result.err.splitlines()
+    assert reason.startswith(f"error: {changed[0].removeprefix('--')}")
+    assert re.search(f": expected .*, with which {RUN} was begun, got ", reason)
+    assert how == f"To go on as it was begun: python -m tinygpt_lightning fit --ckpt_path {RUN}"
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in RUN.iterdir()} == before
+
+
+def test_what_decides_nothing_may_change(half: Path, trained: Path, command: Command) -> None:
+    free = (
+        "--save_every_n_epochs", "7", "--trainer.max_time", "00:10:00:00", "--trainer.log_every_n_steps", "3",
+        "--trainer.enable_model_summary", "false", "--trainer.profiler", "simple", "--generation.max_length", "32",
+        "--data.prompts", '["Question"]', "--trainer.callbacks", '[{"class_path": "ModelCheckpoint"}, '
+        '{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 99}}]',
+    )  # fmt: skip
+    assert command("fit", "--ckpt_path", RUN, *free).code == 0
+    assert same_weights(RUN, trained)
+    assert "max_time: 00:10:00:00" in (RUN / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_going_on_needs_nothing_but_the_run(home: Path, command: Command) -> None:
+    """Whatever flags it was begun with: what Ctrl-C prints can be pasted."""
+    flags = (
+        "--stages", "[{epochs: 3}, {epochs: 4, reset_optimizer: false}]", "--model.config.n_embd", "32",
+        "--trainer.default_root_dir", "else where", "--model.optimizer.lr", "0.003", "--seed_everything", "5",
+        "--data.answer", "Chào \"bạn\"", "--save_every_n_epochs", "1",
+    )  # fmt: skip
+    assert command(*FIT, *flags).code == 0
+    whole, run = Path("else where/small/version_0"), Path("else where/small/version_1")
+    stopped = home / "stops.py"
+    stopped.write_text(
+        "import os, signal\n"
+        "from lightning.pytorch import Callback\n"
+        "class Stops(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.current_epoch == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n",
+        encoding="utf-8",
+    )
+    begin = [
+        sys.executable,
+        "-m",
+        "tinygpt_lightning",
+        *FIT,
+        *flags,
+        "--trainer.callbacks",
+        '[{"class_path": "stops.Stops"}]',
+    ]
+    done = subprocess.run(
+        begin, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home)}, check=False
+    )
+    assert done.returncode == 130, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line == (
+        "stopped after epoch 2 of 7; go on with: "
+        "python -m tinygpt_lightning fit --ckpt_path 'else where/small/version_1'"
+    )
+    # As begun: the run's own settings say that it is to be stopped in the second epoch, which is over.
+    pasted = shlex.split(line.partition("go on with: ")[2])
+    done = subprocess.run(
+        [sys.executable, *pasted[1:]],
+        env={**os.environ, "PYTHONPATH": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (read_checkpoint(folder / "last.ckpt") for folder in (run, whole))
+    assert ours["global_step"] == theirs["global_step"] == 7
+    assert all(torch.equal(ours["state_dict"][name], weight) for name, weight in theirs["state_dict"].items())
+
+
+def test_a_folder_that_is_no_run_is_refused(half: Path, command: Command) -> None:
+    result = command("fit", "--ckpt_path", RUN.parent)
+    assert result == (
+        2,
+        "",
+        f"error: {RUN.parent}: expected the folder of a run, with a config.yaml in it, found none\n",
+    )
+
+
+def test_a_checkpoint_full_of_nonsense_is_refused_whoever_reads_it(half: Path, command: Command) -> None:
+    saved = read_checkpoint(RUN / "stage-1.ckpt")
+    saved["tinygpt"]["config"]["n_embd"] = 200_000
+    write_checkpoint(saved, RUN / "stage-1.ckpt")
+    for args in ((*FIT, "--ckpt_path", RUN / "stage-1.ckpt"), ("predict", "--ckpt_path", RUN / "stage-1.ckpt"), RESUME):
+        result = command(*args)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith(f"error: {RUN}/stage-1.ckpt: is of ")
+        assert len(result.err.splitlines()) == 1
+
+
+def test_a_run_whose_folder_goes_away_says_so_in_a_line(home: Path) -> None:
+    fit = [
+        sys.executable,
+        "-m",
+        "tinygpt_lightning",
+        *FIT,
+        "--stages",
+        "[{epochs: 50000}]",
+        "--save_every_n_epochs",
+        "50000",
+    ]
+    with subprocess.Popen(fit, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while not (RUN / "config.yaml").exists():
+            time.sleep(0.01)
+        shutil.rmtree(RUN)
+        assert process.stderr
+        err = process.stderr.read()
+    assert process.returncode == 2
+    assert re.fullmatch(rf"(stage 1/1: .*\n)?error: {RUN}/events\S+: No such file or directory\n", err), err
 
 
 def test_a_run_does_not_go_on_without_stages(half: Path, command: Command) -> None:

@@ -1,0 +1,55 @@
+"""Whole files and locked folders; the writer's failures are tried with checkpoints, in test_checkpoint.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tinygpt_lightning.gpt.files import FolderLockedError, locked, remove_leftovers, whole_file, write_whole
+
+
+def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, b"before")
+    with whole_file(path) as file:
+        file.write(b"after")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, b"before")
+
+    def fail() -> None:
+        with whole_file(path) as file:
+            file.write(b"after")
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fail()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere/a.txt"):
+        write_whole(tmp_path / "nowhere" / "a.txt", b"")
+
+
+def test_only_leftovers_are_removed(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in (".hidden", "notes.tmp", ".other.tmp", ".a.xyz.tmp", "a.ckpt")]
+    for path in [*kept, tmp_path / ".a.ckpt.0123abcd.tmp", tmp_path / ".config.yaml.deadbeef.tmp"]:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_folder_is_locked_once(tmp_path: Path) -> None:
+    reason = f"{tmp_path}: another process is writing there"
+    with locked(tmp_path), pytest.raises(FolderLockedError, match=reason), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        assert not list(tmp_path.iterdir())
