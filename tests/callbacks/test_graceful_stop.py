@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Python's own, whatever an earlier fit left behind: Lightning ignores Ctrl-C for good when it has come once."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class AsksInMidEpoch(Callback):
