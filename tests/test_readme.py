@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import subprocess
@@ -46,6 +47,14 @@ def test_the_example_of_stages_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     files = sorted(path.name for path in (tmp_path / "checkpoints/line").iterdir())
     assert files == [f"stage-{number}.ckpt" for number in range(1, 5)]
+
+
+def test_what_is_shown_of_python_is_what_python_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (session,) = re.findall(r"```pycon\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(trained)
+    session = session.replace("checkpoints/staged/", "checkpoints/small/")  # the same sentence, learnt in a second
+    results = doctest.DocTestRunner().run(doctest.DocTestParser().get_doctest(session, {}, "README", None, None))
+    assert (results.failed, results.attempted) == (0, 3)
 
 
 def test_the_file_tree_is_the_package() -> None:

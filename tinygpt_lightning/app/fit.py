@@ -9,10 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.optim.swa_utils import SWALR
 
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.progress import StageProgress
@@ -42,6 +44,7 @@ def fit(args: Sequence[str]) -> None:
     with opened(Settings("fit", SUMMARY, args)) as it:
         made = it.settings.instantiate()
         _check_model(made)
+        _check_averaging(made)
         stop = GracefulStop()
         trainer = it.settings.make_trainer(
             made,
@@ -99,6 +102,16 @@ def _check_model(made: Namespace) -> None:
         raise UsageError(
             f"model.config.n_positions: expected {length - 1} or more, room for the sentence without its last "
             f"character, got {n_positions}"
+        )
+
+
+def _check_averaging(made: Namespace) -> None:
+    """Refuse stochastic weight averaging where its state could not be saved."""
+    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in _listed(made.trainer.callbacks))
+    if averages and "state_dict" not in vars(SWALR):
+        raise UsageError(
+            "StochasticWeightAveraging: expected torch 2.10 or newer, whose learning rates for it can be saved as "
+            f"plain values, got {torch.__version__}"
         )
 
 
