@@ -61,6 +61,10 @@ class OriginalStages(StagedTraining):
         module.tokenizer = renumber(tokenizer) if self.renumber else tokenizer
 
     @override
+    def on_stage_resume(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        pass  # a checkpoint holds all that a boundary has changed
+
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.renumber and self.schedule.ends_stage(trainer.current_epoch):
             module = _ours(pl_module)

@@ -15,13 +15,12 @@ from unittest import mock
 
 import pytest
 import torch
-from anyones import SETUPS, Setup
+from anyones import Setup
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from tinygpt_lightning import ExactResume, SafeCheckpointIO, read_checkpoint
-from tinygpt_lightning.gpt.checkpoint import newest_whole
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +56,17 @@ class Everywhere(Checkpoint):
             trainer.save_checkpoint(self.folder / f"{len(list(self.folder.glob('*.ckpt'))):03}-{hook}.ckpt")
 
 
-for hook in ("on_train_batch_start", "on_train_batch_end", "on_validation_start", "on_validation_batch_end", "on_validation_end", "on_train_epoch_start", "on_train_epoch_end", "on_train_start", "on_train_end"):
+for hook in HOOKS:
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_train_start",
+    "on_train_end",
+):
     setattr(Everywhere, hook, lambda self, trainer, *_, hook=hook: self.save(trainer, hook))
 
 

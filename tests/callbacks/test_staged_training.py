@@ -257,6 +257,9 @@ def test_a_checkpoint_from_mid_epoch_crosses_each_boundary_once(tmp_path: Path, 
         def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
             self.crossed.append((trainer.current_epoch, index))
 
+        def on_stage_resume(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+            pass
+
     settings: dict[str, Any] = {
         "accelerator": "cpu", "max_epochs": -1, "limit_train_batches": BATCHES, "limit_val_batches": 1,
         "num_sanity_val_steps": 0, "default_root_dir": str(tmp_path), "logger": False, "enable_checkpointing": False,

@@ -54,7 +54,7 @@ class StageEnd(EarlyStopping):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         index = self.schedule.stage_at(epoch)
-        if self._is_over(trainer, index) and not self.schedule.ends_stage(epoch):
+        if self._is_over(trainer, pl_module, index) and not self.schedule.ends_stage(epoch):
             self.schedule.end_stage(epoch)
             trainer.fit_loop.max_epochs = self.schedule.epochs
         if self.schedule.ends_stage(epoch):
@@ -77,11 +77,14 @@ class StageEnd(EarlyStopping):
         self.schedule.ended_early.update(checkpoint["callbacks"].get(self.state_key, {}).get("ended_early", {}))
         trainer.fit_loop.max_epochs = self.schedule.epochs
 
-    def _is_over(self, trainer: Trainer, index: int) -> bool:
+    def _is_over(self, trainer: Trainer, pl_module: LightningModule, index: int) -> bool:
         until = self.schedule.stages[index].until
         if until is None:
             return False
-        decided = self._is_over_for_watch(trainer, index, until) if isinstance(until, Until) else until(trainer)
+        if isinstance(until, Until):
+            decided = self._is_over_for_watch(trainer, index, until)
+        else:
+            decided = until(trainer, pl_module)
         return trainer.strategy.reduce_boolean_decision(bool(decided), all=False)
 
     def _is_over_for_watch(self, trainer: Trainer, index: int, until: Until) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from tinygpt_lightning.callbacks.until import Until
@@ -28,8 +28,8 @@ class Stage:
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means what the
             module configures, or none if the stage has an optimizer of its own.
         until: When the stage ends before its epochs are over: a logged value that is good enough or no longer gets
-            better, or, in Python, any function of the trainer, which is asked at the end of each epoch; null means
-            never.
+            better, or, in Python, any function of the trainer and the module, which is asked at the end of each
+            epoch; null means never.
 
     Raises:
         ValueError: If ``epochs`` is below 1.
@@ -39,7 +39,7 @@ class Stage:
     reset_optimizer: bool = True
     optimizer: OptimizerCallable | None = None
     lr_scheduler: LRSchedulerCallable | None = None
-    until: Until | Callable[[Trainer], bool] | None = None
+    until: Until | Callable[[Trainer, LightningModule], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -48,8 +48,8 @@ class Stage:
     def describe(self) -> dict[str, str]:
         """What the stage is but for its optimizer, as text, by name."""
         until = self.until
-        is_function = until is not None and not isinstance(until, Until)
-        named = f"{until.__module__}.{until.__qualname__}" if is_function else str(until)
+        is_plain = until is None or isinstance(until, Until)
+        named = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
         return {"epochs": str(self.epochs), "reset_optimizer": str(self.reset_optimizer), "until": named}
 
 

@@ -53,7 +53,7 @@ def note(trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Met
     mine = apply_to_collection(mine, Tensor, lambda tensor: tensor.detach().cpu())
     every: list[dict[str, Any] | None] = [None] * trainer.world_size
     if trainer.world_size > 1 and trainer.state.status != TrainerStatus.INTERRUPTED:
-        torch.distributed.all_gather_object(every, mine)  # type: ignore[no-untyped-call]
+        torch.distributed.all_gather_object(every, mine)
     else:
         every[trainer.global_rank] = mine
     return every
@@ -101,7 +101,7 @@ def _is_within_a_step(trainer: Trainer) -> bool:
     """Whether gradients are still to be used; where a module steps by hand, nobody else can know."""
     if not trainer.lightning_module.automatic_optimization:
         return True
-    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     done: int = progress.current.processed
     is_over = done == progress.current.ready and (progress.is_last_batch or done == trainer.num_training_batches)
     return done % trainer.accumulate_grad_batches != 0 and not is_over
@@ -125,7 +125,7 @@ def _note_result(result: _ResultMetric) -> dict[str, Any]:
 def _made_result(saved: Mapping[str, Any], trainer: Trainer, pl_module: LightningModule) -> _ResultMetric:
     meta = _Metadata(**saved["meta"], reduce_fx=REDUCTIONS[saved["reduce_fx"]])
     meta.sync = _Sync(fn=trainer.strategy.reduce, **saved["sync"])
-    result: Any = _ResultMetric(meta, is_tensor=saved["state"] is not None)
-    state = {"value": pl_module.get_submodule(meta.metric_attribute)} if saved["state"] is None else saved["state"]
+    result = _ResultMetric(meta, is_tensor=saved["state"] is not None)
+    state = {"value": pl_module.get_submodule(str(meta.metric_attribute))} if saved["state"] is None else saved["state"]
     vars(result).update(state, _update_count=saved["updates"], _forward_cache=saved["shown"])
     return result
