@@ -1,11 +1,15 @@
 """Other people's runs, killed wherever that leaves something else to go on from, are the runs that were never killed.
 
+What a killed process leaves behind is its folder. So one run is copied at each instant instead of being killed there:
+when a checkpoint is about to get its name, and when it has it. From each copy another process's run goes on.
+
 python -m pytest tests/callbacks/test_anyones_campaign.py -m slow
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +19,27 @@ from unittest import mock
 
 import pytest
 import torch
-from anyones import Setup
+from anyones import SETUPS, Setup
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from tinygpt_lightning import ExactResume, SafeCheckpointIO, read_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Lightning's advice; that a resume in mid-epoch is not exact is what these tests disprove.
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 
-# Those at whose boundaries a checkpoint is left, after all other callbacks had their turn.
-HOOKS = [name for name in dir(Callback) if name.startswith(("on_train", "on_validation", "on_before", "on_after"))]
+# Where a checkpoint is left, after all other callbacks had their turn. Within a step there is none: it would be half
+# a step.
+HOOKS = [
+    "on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end",
+    "on_train_end", "on_validation_start", "on_validation_epoch_start", "on_validation_batch_start",
+    "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end",
+]  # fmt: skip
 
 
 class Lines(Logger):
@@ -50,34 +64,25 @@ class Everywhere(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.count = 0
+        for hook in HOOKS:
+            setattr(self, hook, lambda trainer, *_, hook=hook: self.save(trainer, hook))
 
     def save(self, trainer: Trainer, hook: str) -> None:
         if not trainer.sanity_checking:
-            trainer.save_checkpoint(self.folder / f"{len(list(self.folder.glob('*.ckpt'))):03}-{hook}.ckpt")
+            self.count += 1
+            trainer.save_checkpoint(self.folder / f"{self.count:03}-{hook}.ckpt")
 
 
-for hook in HOOKS:
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_validation_start",
-    "on_validation_batch_end",
-    "on_validation_end",
-    "on_train_epoch_start",
-    "on_train_epoch_end",
-    "on_train_start",
-    "on_train_end",
-):
-    setattr(Everywhere, hook, lambda self, trainer, *_, hook=hook: self.save(trainer, hook))
-
-
-def fit(setup: Setup, folder: Path, ckpt_path: Path | None = None) -> None:
+def fit(setup: Setup, folder: Path, ckpt_path: Path | None = None) -> Path:
     seed_everything(1 if ckpt_path is None else 2, verbose=False)
+    best = ModelCheckpoint(folder, "best-{epoch}", monitor="train/loss", enable_version_counter=False)
     trainer = Trainer(
         callbacks=[
             *setup.callbacks(),
             setup.staged(setup.stages, folder),
             ExactResume(),
-            ModelCheckpoint(folder, "best", monitor="train/loss", enable_version_counter=False),
+            best,
             *([Everywhere(folder)] if ckpt_path is None else []),
         ],
         plugins=[SafeCheckpointIO()],
@@ -91,27 +96,32 @@ def fit(setup: Setup, folder: Path, ckpt_path: Path | None = None) -> None:
         **setup.trainer,
     )
     trainer.fit(setup.module(), ckpt_path=ckpt_path)
+    return Path(best.best_model_path)
 
 
 @contextmanager
-def copied(folder: Path, copies: Path) -> Iterator[list[Path]]:
-    """Copies of ``folder`` as each checkpoint leaves it: that is what a process finds that goes on from it."""
-    kept: list[Path] = []
-    save = Trainer.save_checkpoint
+def copied(folder: Path, copies: Path) -> Iterator[None]:
+    """Copy ``folder`` as a process that is killed leaves it: while a checkpoint is written, and after it."""
+    replace = os.replace
 
-    def save_and_copy(*args: Any, **kwargs: Any) -> None:
-        save(*args, **kwargs)
-        kept.append(copies / str(len(kept)))
-        shutil.copytree(folder, kept[-1])
+    def keep(file: Path, moment: str) -> None:
+        shutil.copytree(folder, copies / f"{len(list(copies.iterdir())):03}, {moment} {file.stem}")
 
-    with mock.patch.object(Trainer, "save_checkpoint", save_and_copy):
-        yield kept
+    def replace_and_keep(source: Path, target: Path) -> None:
+        keep(target, "within")
+        replace(source, target)
+        keep(target, "after")
+
+    copies.mkdir()
+    # A process that is killed takes nothing from the disk, so nobody need wait for it.
+    with mock.patch.object(os, "replace", replace_and_keep), mock.patch.object(os, "fsync"):
+        yield
 
 
-def end(folder: Path) -> dict[str, Any]:
-    """All that a run comes to: its stages' checkpoints, and what was logged at which step."""
+def end(folder: Path, best: Path) -> dict[str, Any]:
+    """All that a run comes to: its stages' checkpoints, the best one, and what was logged at which step."""
     left: dict[str, Any] = {}
-    for file in sorted(folder.glob("stage-*.ckpt")):
+    for file in [*sorted(folder.glob("stage-*.ckpt")), best]:
         left[file.name] = read_checkpoint(file)
         # How the loops were interrupted, and `ModelCheckpoint.current_score`, which Lightning saves but never reads.
         for other in ("loops", "epoch"):
@@ -139,3 +149,27 @@ def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
         yield from differences(dict(enumerate(ours)), dict(enumerate(theirs)), where)
     elif ours != theirs:
         yield f"{where}: {ours!r} and {theirs!r}"
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(name: str, tmp_path: Path) -> None:
+    setup, folder, copies = SETUPS[name], tmp_path / "run", tmp_path / "copies"
+    folder.mkdir()
+    with copied(folder, copies):
+        best = fit(setup, folder)
+    expected = end(folder, best)
+    stages = [file for file in expected if file.startswith("stage-")]
+    assert len(stages) == len(setup.stages)
+    wrong: dict[str, str] = {}
+    instants = sorted(copies.iterdir())
+    assert len(instants) > 100
+    for instant in instants:
+        shutil.rmtree(folder)
+        shutil.copytree(instant, folder)
+        newest = max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, default=None)
+        if newest is not None:  # there is none before the first is whole
+            with mock.patch.object(os, "fsync"):
+                best = fit(setup, folder, newest)
+            if found := next(differences(end(folder, best), expected), None):
+                wrong[instant.name] = found
+    assert not wrong
