@@ -9,12 +9,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, lr_scheduler
@@ -79,6 +80,16 @@ class Anyones(LightningModule):
 
     def val_dataloader(self) -> Any:
         return DataLoader(Drawn(), batch_size=5)
+
+
+def quiet_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
+    """A plain Trainer on the CPU that says nothing."""
+    defaults = {
+        "accelerator": "cpu", "default_root_dir": folder, "max_epochs": -1, "num_sanity_val_steps": 0, "logger": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+    }  # fmt: skip
+    return Trainer(callbacks=list(callbacks), **{**defaults, **settings})
 
 
 @dataclass

@@ -119,7 +119,8 @@ def _report(it: Opened, trainer: Trainer, stop: GracefulStop) -> None:
         raise UsageError(f"{reason} before the first epoch was done; nothing is kept")
     if not stop.interrupted:
         _print_result(it.run.last, it.run.path)
-    so_far = f"{reason} after epoch {trainer.current_epoch} of {trainer.max_epochs}"
+    at_most = "at most " if any(stage.until for stage in it.settings.config.stages) else ""
+    so_far = f"{reason} after epoch {trainer.current_epoch} of {at_most}{trainer.max_epochs}"
     say(f"{so_far}; go on with: {how_to_go_on(it.run, *changes)}")
 
 

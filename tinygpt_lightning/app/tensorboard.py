@@ -82,29 +82,40 @@ class TensorBoardReport(Callback):
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the text now and then, at a stage's end the attention, and at the very end what came of it all."""
+        """Show the text now and then."""
+        if self._has_text(trainer):
+            self._log_text(trainer, pl_module)
+
+    def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Show the text and the attention, and at the very end what came of it all."""
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
-        done, step = trainer.current_epoch + 1, trainer.global_step - 1
-        at_end = self.schedule.ends_stage(trainer.current_epoch)
-        if at_end or done % self.text_every_n_epochs == 0 or done == 1:
-            writer.add_text("generated", "\n\n".join(_said(pl_module, done)), step)
-        if at_end:
-            first = pl_module.taught.text(pl_module.taught.pairs[0])
-            ids = pl_module.encode(first)[:, : pl_module.model.config.n_positions]  # (1, T)
-            weights = pl_module.model.attention_weights(ids)[0]  # (H, T, T)
-            writer.add_image("attention of the heads", tile_heads(weights), step)
-        if done == trainer.max_epochs:
+        if not self._has_text(trainer):
+            self._log_text(trainer, pl_module)
+        first = pl_module.taught.text(pl_module.taught.pairs[0])
+        ids = pl_module.encode(first)[:, : pl_module.model.config.n_positions]  # (1, T)
+        weights = pl_module.model.attention_weights(ids)[0]  # (H, T, T)
+        writer.add_image("attention of the heads", tile_heads(weights), trainer.global_step - 1)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
             self._log_settings(trainer)
-        if at_end:
-            # Before the stage's checkpoint: a run that is killed after it never comes here again.
-            writer.flush()
+        # Before the stage's checkpoint: a run that is killed after it never comes here again.
+        writer.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what came of it where training ended early; a run that was interrupted is not at its end."""
         if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
             self._log_settings(trainer)
+
+    def _has_text(self, trainer: Trainer) -> bool:
+        """Whether the text is shown after this epoch, stage's end or not."""
+        done = trainer.current_epoch + 1
+        return done == 1 or done % self.text_every_n_epochs == 0
+
+    def _log_text(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (writer := _writer(trainer)) and isinstance(pl_module, TinyGPTModule):
+            said = "\n\n".join(_said(pl_module, trainer.current_epoch + 1))
+            writer.add_text("generated", said, trainer.global_step - 1)
 
     def _log_settings(self, trainer: Trainer) -> None:
         final = {
@@ -130,7 +141,9 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = settings["model"]["optimizer"]
     return {
         "seed": settings["seed_everything"],
-        "stages": " + ".join(str(stage["epochs"]) for stage in settings["stages"]),
+        "stages": " + ".join(
+            ("≤ " if stage.get("until") else "") + str(stage["epochs"]) for stage in settings["stages"]
+        ),
         "rebuild": settings["rebuild"],
         "optimizer": optimizer["class_path"],
         "learning_rate": optimizer["init_args"].get("lr"),

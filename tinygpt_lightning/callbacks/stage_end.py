@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def add_companions(trainer: Trainer, end: StageEnd, saver: StageCheckpoint) -> N
     trainer.callbacks = [*ordinary, end, *savers, saver]  # type: ignore[attr-defined]
 
 
+def ended_early(checkpoint: Mapping[str, Any]) -> dict[int, int]:
+    """Epochs of the stages that ended before theirs were over, by index, as a run's checkpoint knows of them."""
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).get(StageEnd.__qualname__, {})
+    return dict(state.get("ended_early", {}))
+
+
 class StageEnd(EarlyStopping):
     """Ends stages early, and tells every callback that has a method ``on_stage_end`` of the end of each.
 
@@ -37,6 +44,11 @@ class StageEnd(EarlyStopping):
         self.schedule = schedule
         self._seen: dict[str, Any] = {}  # by the watch of this stage
         self._validated: dict[str, Any] = {}  # the last epoch with a validation, and what was monitored then
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return StageEnd.__qualname__
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -74,7 +86,7 @@ class StageEnd(EarlyStopping):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.schedule.ended_early.update(checkpoint["callbacks"].get(self.state_key, {}).get("ended_early", {}))
+        self.schedule.ended_early.update(ended_early(checkpoint))
         trainer.fit_loop.max_epochs = self.schedule.epochs
 
     def _is_over(self, trainer: Trainer, pl_module: LightningModule, index: int) -> bool:
