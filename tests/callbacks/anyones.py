@@ -22,7 +22,7 @@ from torch.optim import LBFGS, SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 from torchmetrics import MeanMetric
 
-from tinygpt_lightning import Stage, StagedTraining
+from tinygpt_lightning import Stage, StagedTraining, Until
 
 BATCHES = 5  # in an epoch
 
@@ -92,6 +92,17 @@ def quiet_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Traine
     return Trainer(callbacks=list(callbacks), **{**defaults, **settings})
 
 
+# Where a checkpoint is left, after all other callbacks had their turn. Within a step there is none: it would be half
+# a step.
+TRAINING = (
+    "on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end",
+    "on_train_end", "on_validation_start", "on_validation_end",
+)  # fmt: skip
+WITHIN_VALIDATION = (
+    "on_validation_epoch_start", "on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end",
+)  # fmt: skip
+
+
 @dataclass
 class Setup:
     """What is trained, and how."""
@@ -101,6 +112,7 @@ class Setup:
     callbacks: Callable[[], list[Callback]] = list
     trainer: dict[str, Any] = field(default_factory=dict)
     staged: type[StagedTraining] = StagedTraining
+    hooks: Sequence[str] = TRAINING + WITHIN_VALIDATION
 
 
 class Adversaries(Anyones):
@@ -296,13 +308,18 @@ class NewHead(StagedTraining):
         pl_module.head = nn.Sequential(nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 1)).to(pl_module.device)
 
 
+def second_epoch(trainer: Trainer, pl_module: LightningModule) -> bool:
+    return trainer.current_epoch % 2 == 1
+
+
 SETUPS = {
     "one of each": Setup(),
     "manual optimization, two optimizers": Setup(Adversaries),
     "accumulated by hand": Setup(AccumulatesByHand),
     "accumulated": Setup(trainer={"accumulate_grad_batches": 3}),
     "accumulation by schedule": Setup(callbacks=lambda: [GradientAccumulationScheduler({0: 2, 2: 3})]),
-    "averaged weights": Setup(callbacks=lambda: [EMAWeightAveraging(decay=0.5)]),
+    # While it validates, the average is in the module's place, and Lightning would not exchange them back.
+    "averaged weights": Setup(callbacks=lambda: [EMAWeightAveraging(decay=0.5)], hooks=TRAINING),
     "LBFGS": Setup(SecondOrder),
     "OneCycleLR": Setup(OneCycle),
     "warm-up": Setup(WarmUp),
@@ -323,6 +340,7 @@ SETUPS = {
     "own optimizer": Setup(OneCycle, [Stage(2), Stage(2, optimizer=partial(SGD, lr=0.1, momentum=0.9))]),
     "own scheduler": Setup(OneCycle, [Stage(2), Stage(2, lr_scheduler=partial(lr_scheduler.ExponentialLR, gamma=0.5))]),
     "kept state": Setup(stages=[Stage(2), Stage(2, reset_optimizer=False)]),
+    "until": Setup(stages=[Stage(4, until=Until("val/loss", patience=1)), Stage(3, until=second_epoch)]),
     "clipped": Setup(trainer={"gradient_clip_val": 0.1}),
     "loaders made anew": Setup(Workers, trainer={"reload_dataloaders_every_n_epochs": 1}),
 }

@@ -19,6 +19,9 @@ from tinygpt_lightning.callbacks.stages import Schedule, StageError
 GOOD = Until("val/score", "max", stopping_threshold=1.0, for_epochs=2)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
+
 class Scored(Anyones):
     """Draws nothing, and is as good as a list says."""
 
@@ -108,7 +111,8 @@ def test_resumed_from_any_checkpoint_it_ends_where_it_would_have(tmp_path: Path,
         for file in tmp_path.glob("stage-*.ckpt"):
             file.unlink()
         resumed, ends = Scored(), Ends(stages, tmp_path)
-        quiet_trainer(tmp_path, ends).fit(resumed, ckpt_path=path)
+        again = ModelCheckpoint(tmp_path / f"after {path.stem}", save_on_train_epoch_end=saved_at_epoch_end)
+        quiet_trainer(tmp_path, ends, again).fit(resumed, ckpt_path=path)
         assert ends.ends == [end for end in [(0, 3), (1, 6)] if end[1] >= int(path.name[6]) + saved_at_epoch_end]
         assert torch.equal(resumed.body.weight, whole.body.weight)
         assert (tmp_path / "stage-2.ckpt").exists()
@@ -127,10 +131,15 @@ def test_stages_to_come_are_told_from_those_that_have_begun(tmp_path: Path) -> N
         quiet_trainer(tmp_path, other).fit(Scored(), ckpt_path=tmp_path / "stage-1.ckpt")
 
 
+class Turns(Schedule):
+    def stage_at(self, epoch: int) -> int:
+        return epoch % 2
+
+
 class TakingTurns(StagedTraining):
     def __init__(self, stages: list[Stage], dirpath: Path) -> None:
         super().__init__(stages, dirpath)
-        self.schedule = type("Turns", (Schedule,), {"stage_at": lambda self, epoch: epoch % 2})(stages)
+        self.schedule = Turns(stages)
 
 
 def test_what_needs_to_know_the_last_epoch_is_refused(tmp_path: Path) -> None:
@@ -159,9 +168,7 @@ def second_process_has_had_enough(trainer: Trainer, pl_module: LightningModule) 
     return trainer.global_rank == 1 and trainer.current_epoch == 1
 
 
-@pytest.mark.parametrize(
-    ("until", "epochs"), [(second_process_has_had_enough, 3), (Until("val/score", "max", 1.0), 3)]
-)
+@pytest.mark.parametrize(("until", "epochs"), [(second_process_has_had_enough, 3), (Until("val/score", "max", 1.0), 3)])
 def test_all_processes_agree(tmp_path: Path, until: Any, epochs: int) -> None:
     staged = StagedTraining([Stage(5, until=until), Stage(1)], tmp_path)
     quiet_trainer(tmp_path, staged, SameEnd(), strategy="ddp_spawn", devices=2).fit(OneIsDone())

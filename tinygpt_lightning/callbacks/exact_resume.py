@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from tinygpt_lightning.callbacks import loaders, loop_progress, unfinished_epoch
+from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 
 
 def seed_all(*key: int | str) -> None:
@@ -122,6 +123,7 @@ class ExactResume(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _refuse_plateau(trainer)
+        try_saving(trainer)
         self._go_on(trainer, pl_module)
         # Lightning skips on_train_epoch_start when it resumes within an epoch.
         if trainer.fit_loop.restarted_mid_epoch:

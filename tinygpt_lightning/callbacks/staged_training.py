@@ -93,10 +93,10 @@ class StagedTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that a resumed checkpoint may lie on."""
+        try_saving(trainer)
         self._catch_up(trainer)
         # `on_train_epoch_start` is skipped when a checkpoint was saved in mid-epoch.
         self._cross_boundary(trainer, pl_module)
-        try_saving(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that may lie before this epoch."""
