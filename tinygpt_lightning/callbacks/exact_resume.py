@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torchmetrics import Metric
 from typing_extensions import override
 
@@ -52,19 +53,35 @@ class ExactResume(Callback):
     and the generators are seeded anew from it and a count: at each epoch's start with the epoch, before each
     training step and after it, where data is fetched, with the number of the batch. This also covers loaders
     that shuffle, and, as the batches that an interrupted epoch has used are fetched and dropped on resume, a
-    checkpoint in mid-epoch. A loader with ``state_dict`` and ``load_state_dict`` is left to find its own place.
+    checkpoint in mid-epoch. What else Lightning leaves out of one is kept: gradients that are still to be used,
+    torchmetrics and logged values that are still to be averaged, how many batches the step has accumulated, and
+    whether a validation comes next.
 
-    It is exact for checkpoints at an epoch's end, every n steps, at the end of validation and after an
-    exception, on the same machine with the same versions, threads and number of processes, and, where Lightning
-    puts a ``DistributedSampler``, the same ``seed_everything``. Not covered: generators of one's own, random
-    draws in another ``on_train_epoch_start`` before a loader that shuffles, gradients accumulated over some of
-    the batches of a step and metrics averaged over a part of an epoch (Lightning saves neither), and
-    ``training_step(dataloader_iter)``.
+    **Covered**, to the bit, in any Trainer and with any LightningModule: weights, optimizers, schedulers, what is
+    logged and what callbacks keep, from a checkpoint of any moment between two hooks but within a step (at an epoch's
+    start or end, every n steps, before, within and after a validation, after an exception that came before the
+    backward pass); dropout and all else that draws from torch, numpy or ``random``; loaders that shuffle, draw, weigh,
+    stream, use workers, persistent or not, and several at once; manual optimization and several optimizers; DDP. On
+    the same machine, with the same versions, threads and number of processes, and, where Lightning puts a
+    ``DistributedSampler``, the same ``seed_everything``. Persistent workers are started anew in each epoch, for the
+    generators in them hold what earlier epochs have left there. A loader with ``state_dict`` and ``load_state_dict``
+    is left to find its own place.
+
+    **Refused** when the fit starts: see below.
+
+    **Not covered**, and nobody can see it from outside: generators of one's own, and state in a dataset or a sampler
+    (they are in no checkpoint); random draws in another ``on_train_epoch_start`` before a loader that shuffles; what
+    the module does in ``on_train_batch_end`` or ``on_validation_end`` (Lightning calls it after the callbacks that
+    save there); gradients in a checkpoint from an exception within the backward pass or later in its step (half a
+    step is no state to go on from); under DDP, gradients and averages in a checkpoint from an exception (the other
+    processes may be gone); a checkpoint from within a validation for which a callback has exchanged the weights
+    (Lightning's ``WeightAveraging`` would not change them back).
 
     Raises:
         MisconfigurationException: With FSDP, DeepSpeed or ModelParallel, which restore optimizers and
             callbacks in an order not proven to be exact; with ReduceLROnPlateau, which steps after the
-            checkpoint is written; with another number of processes than the checkpoint was written by.
+            checkpoint is written; with ``training_step(dataloader_iter)``, whose batches nobody else counts; with
+            another number of processes than the checkpoint was written by.
 
     Source: Lightning issues #6891, #8502, #9130, #17543, #19617; seeding by counter as in Salmon et al. 2011,
     "Parallel Random Numbers: As Easy as 1, 2, 3".
@@ -78,7 +95,7 @@ class ExactResume(Callback):
         self._validated = 0  # batches done when the last validation ended
         self._metrics: dict[str, Metric] = {}  # those in use when it began
         self._resumed: dict[str, Any] | None = None  # where this process stood when the checkpoint was written
-        self._pending = loop_progress.Pending()
+        self._pending: loop_progress.Pending | None = None  # what comes first
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -101,7 +118,8 @@ class ExactResume(Callback):
         self._seeds = state["seeds"]
         _check_processes(self._seeds, trainer)
         self._pending = loop_progress.mend(checkpoint["loops"]["fit_loop"], state["progress"])
-        self._resumed = state["processes"][trainer.global_rank]
+        if None not in state["processes"]:  # all of them or none, for they compute together
+            self._resumed = state["processes"][trainer.global_rank]
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,6 +127,11 @@ class ExactResume(Callback):
             raise MisconfigurationException(
                 f"ExactResume: expected a single device or ddp, got {type(trainer.strategy).__name__},"
                 " which restores checkpoints in an order that is not proven to be exact"
+            )
+        if stage == "fit" and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise MisconfigurationException(
+                "ExactResume: expected training_step(batch), got training_step(dataloader_iter), which fetches batches"
+                " that nobody else can count"
             )
         self._begin()  # a callback that is used again starts another run
 
@@ -163,11 +186,12 @@ class ExactResume(Callback):
             self._go_on(trainer, pl_module)  # here, where there was nothing left to train
 
     def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring gradients and averages to where they were, once."""
+        """Bring gradients and averages to where they were, and do what is pending, once."""
         if self._resumed is not None:
             unfinished_epoch.go_on(trainer, pl_module, self._resumed)
+        if self._pending is not None:
             loop_progress.go_on(trainer, self._pending)
-            self._resumed = None
+        self._resumed = self._pending = None
 
     def _seed(self, trainer: Trainer, moment: str, count: int) -> None:
         seed_all(self._seeds[trainer.global_rank], moment, count)

@@ -27,6 +27,17 @@ class SafeCheckpointIO(CheckpointIO):
     file system, and it runs a checkpoint's code for ``weights_only=False``,
     ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` and URLs.
 
+    **Covered**: a process that is killed, a power failure, a full disk, at any instant; a file that is truncated or
+    altered, which is told by its digest; whatever a file would run. A checkpoint may hold tensors, and numbers, texts
+    and bytes in dictionaries, lists, tuples and sets; numpy's scalars become Python's numbers. What else
+    ``save_hyperparameters`` or a callback's ``state_dict`` puts there (a ``Path``, an ``Enum``, an array of numpy's,
+    an object) is **refused**: when the fit starts, if `StagedTraining` or `ExactResume` is among the callbacks, else,
+    since Lightning asks this plugin nothing before, by the first checkpoint. Refused are also files that are not
+    local, and those of other programs, which have no digest.
+
+    **Not covered**: what others read or write past it, ``LightningModule.load_from_checkpoint`` above all (give it
+    ``weights_only=True``); distributed checkpoints, which are folders; two processes that write one file.
+
     Source: Lightning issues #19970 and #21800.
 
     >>> from lightning.pytorch import Trainer

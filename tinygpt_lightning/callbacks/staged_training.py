@@ -20,9 +20,30 @@ from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
 class StagedTraining(Callback):
     """Trains in stages: at each boundary, in the middle of one fit, optimizers and schedulers are made anew.
 
-    It works with any LightningModule: a boundary calls the module's own ``configure_optimizers`` again, or the
-    stage's factories where it has some. ``max_epochs`` follows from the stages, ``stage`` is logged (from 1),
-    and each stage ends with a checkpoint ``stage-N.ckpt``.
+    It works with any LightningModule and needs no other callback, plugin or argument: a boundary calls the module's
+    own ``configure_optimizers`` again, or the stage's factories where it has some. ``max_epochs`` follows from the
+    stages, ``stage`` is logged (from 1), and each stage ends with a checkpoint ``stage-N.ckpt`` of what its last epoch
+    left behind, after all other callbacks and the module. For something of your own at a boundary, override
+    :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)`` is told of each end.
+
+    **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped anew);
+    several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches`` and ``max_epochs``,
+    which are the stage's own while its optimizers are made; going on from any checkpoint with the optimizers, the
+    schedulers and the decisions (``until``) of the run that wrote it. Where a run is resumed, :meth:`on_stage_start`
+    of all stages begun so far is called again, in order, before weights are loaded and optimizers made: so it should
+    do to the module whatever it does, freezing or new layers, each time alike, and may not count on weights, or on
+    where training is. Dropout and shuffled data go on exactly with `ExactResume` beside it.
+
+    **Refused** when the fit starts: FSDP, DeepSpeed and ModelParallel, which load optimizers before a callback can
+    choose the stage; ReduceLROnPlateau, which steps after the checkpoint is written; ``max_steps``, and a
+    ``max_epochs`` other than the stages'; weights averaged (``StochasticWeightAveraging``) across a boundary;
+    ``configure_optimizers`` that returns None or the same object again; a kept state (``reset_optimizer``) for an
+    optimizer of another kind; other stages than those that a resumed run began with; with `SafeCheckpointIO`, what no
+    checkpoint may hold.
+
+    **Not covered**: a function as ``until`` that keeps a state of its own (ask what the trainer or the module knows);
+    ``validate``, ``test`` and ``predict`` of a checkpoint whose stages added layers, into a module that has none (no
+    stage is begun there).
 
     Lightning declined to offer this (issue 9982); users ask for it in 2006, 3095, 5314 and 18279.
 
@@ -58,10 +79,16 @@ class StagedTraining(Callback):
         return StagedTraining.__qualname__
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are made."""
+        """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are made.
+
+        And where a run is resumed, see :meth:`on_stage_resume`.
+        """
 
     def on_stage_resume(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called where a run is resumed, for each stage ``index`` (from 1) that it has begun, in order."""
+        """Called where a run is resumed, before weights are loaded, for each stage ``index`` that it has begun.
+
+        In order, from 1. Override it where what `on_stage_start` does is all in the checkpoint.
+        """
         self.on_stage_start(trainer, pl_module, index)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
