@@ -65,7 +65,7 @@ class Anyones(LightningModule):
 
     def training_step(self, batch: Any) -> Any:
         loss = self.loss(batch)
-        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=2)
         return loss
 
     def validation_step(self, batch: Any) -> None:

@@ -284,6 +284,7 @@ def test_reduce_on_plateau_is_refused_from_the_start_and_when_it_comes_later(tmp
     assert len(module.losses) == epoch * BATCHES
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 def test_a_step_that_fetches_for_itself_is_refused(tmp_path):
     class Fetches(Module):
         def training_step(self, dataloader_iter):

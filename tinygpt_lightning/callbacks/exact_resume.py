@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -192,6 +195,14 @@ class ExactResume(Callback):
         if self._pending is not None:
             loop_progress.go_on(trainer, self._pending)
         self._resumed = self._pending = None
+
+    @contextmanager
+    def seeded(self, trainer: Trainer, moment: str, count: int) -> Iterator[None]:
+        """Seed all generators for a moment of the run and its number, and bring them back to where they were."""
+        states = _collect_rng_states()
+        self._seed(trainer, moment, count)
+        yield
+        _set_rng_states(states)
 
     def _seed(self, trainer: Trainer, moment: str, count: int) -> None:
         seed_all(self._seeds[trainer.global_rank], moment, count)

@@ -54,14 +54,15 @@ def go_on(trainer: Trainer, seed: Callable[[str, int], None], batches: int) -> N
             next(fetcher)
             seed("fetch", batch + 1)
         fetcher.fetched = 0  # Lightning adds the batches done by itself
-    fetcher.iterator = _undisturbed(fetcher.iterator)
+    fetcher.iterator = _undisturbed(fetcher.iterator, trainer)
 
 
-def _undisturbed(iterator: Iterator[Any]) -> Iterable[Any]:
-    """Go on with ``iterator`` later as if now: passing over a validation, Lightning draws a seed for its loader."""
+def _undisturbed(iterator: Iterator[Any], trainer: Trainer) -> Iterable[Any]:
+    """Go on with ``iterator`` later as if now: passing over a validation, Lightning begins with its loader."""
     states = _collect_rng_states()
 
     def items() -> Iterator[Any]:
+        start_workers_anew(trainer.fit_loop.epoch_loop.val_loop._combined_loader)
         _set_rng_states(states)
         yield from map(next, repeat(iterator))  # ``iter`` would start it again
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 from tinygpt_lightning.callbacks.stage_checks import check_resumed, check_settings, check_strategy
 from tinygpt_lightning.callbacks.stage_end import StageCheckpoint, StageEnd, add_companions
@@ -177,7 +178,10 @@ class StagedTraining(Callback):
         if index == self._built:
             return
         before = trainer.optimizers
-        self.on_stage_start(trainer, pl_module, index)
+        exact = [callback for callback in trainer.callbacks if isinstance(callback, ExactResume)]  # type: ignore[attr-defined]
+        # New layers are drawn alike, wherever the run that comes to them was resumed.
+        with exact[0].seeded(trainer, "stage", index) if exact else nullcontext():
+            self.on_stage_start(trainer, pl_module, index)
         if isinstance(trainer.strategy, DDPStrategy):
             # It waits for the gradients of those parameters that wanted one when it was made.
             trainer.strategy.model = pl_module
