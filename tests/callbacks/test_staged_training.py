@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from anyones import CountsToo
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -333,16 +334,6 @@ class CountsEpochs(AdamModel):
 
     def on_train_epoch_end(self) -> None:
         self.epochs += 1
-
-
-class CountsToo(Callback):
-    count = 0
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.count += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count}
 
 
 def test_a_stages_checkpoint_is_what_the_epoch_left_behind(tmp_path: Path) -> None:
