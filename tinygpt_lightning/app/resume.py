@@ -16,9 +16,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinygpt_lightning.app.commands import PROGRAM
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.run import Run, list_runs, new_run
-from tinygpt_lightning.app.settings import PROGRAM, Settings
+from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import locked, remove_leftovers, write_whole

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from tinygpt_lightning.app.errors import Parser, UsageError, fail
-from tinygpt_lightning.app.settings import PROGRAM
+from tinygpt_lightning.app.commands import COMMANDS, PROGRAM
+from tinygpt_lightning.app.errors import UsageError, fail
+from tinygpt_lightning.app.parser import Parser, trainers_mistakes
 from tinygpt_lightning.study.design import Study
-
-SUMMARY = "Run a factorial experiment; runs that are there already are kept."
 
 
 def parse(args: Sequence[str]) -> tuple[Study, Path]:
@@ -27,7 +26,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     Raises:
         UsageError: If a setting is wrong.
     """
-    parser = Parser(prog=f"{PROGRAM} study", description=SUMMARY, usage=f"{PROGRAM} study [options]")
+    parser = Parser(prog=f"{PROGRAM} study", description=COMMANDS["study"].summary, usage=f"{PROGRAM} study [options]")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of these settings.")
     parser.add_class_arguments(Study, None)
     settings = parser.parse_args(list(args))
@@ -40,6 +39,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     return study, Path(study.output) if study.output else Path("checkpoints") / name
 
 
+@trainers_mistakes()
 def study(args: Sequence[str]) -> None:
     """Run a study; what is there already is kept.
 
