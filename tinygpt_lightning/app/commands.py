@@ -31,6 +31,11 @@ COMMANDS = {
         "tinygpt_lightning.app.evaluate",
         "predict",
     ),
+    "chat": Command(
+        "Ask a trained network questions, and see how sure it is of each character.",
+        "tinygpt_lightning.app.chat.command",
+        "chat",
+    ),
     "study": Command(
         "Run an experiment: many runs that differ in one thing, and a report on what it does.",
         "tinygpt_lightning.study.command",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -58,7 +59,9 @@ class Run:
         """
         if not self.config.is_file():
             raise UsageError(f"{self.path}: expected the folder of a run, with a config.yaml in it, found none")
-        settings: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings.get("stages"), list):
+            raise UsageError(f"{self.config}: expected the settings of a run, with stages, found none")
         return settings
 
     def is_finished(self, stages: int | None = None) -> bool:
@@ -112,6 +115,39 @@ def newest_checkpoint(configs: Sequence[Path], folder: Path) -> Path:
         fit = shlex.join([*PROGRAM.split(), "fit", *words])
         raise UsageError(f"no finished run in {folder}: train one with `{fit}`")
     return over[-1]
+
+
+def newest_of_all(root: str | Path = RUNS) -> Path:
+    """The checkpoint of the run that was finished last, whatever its configuration.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    over = []
+    for run in (run for folder in sorted(Path(root).glob("*/")) for run in list_runs(folder)):
+        with suppress(UsageError):  # what other programs leave there is no run
+            over += [checkpoint] if (checkpoint := run.newest()) else []
+    if not over:
+        raise UsageError(f"no finished run in {root}: expected --ckpt_path FILE, or --config FILE, got neither")
+    return max(over, key=lambda checkpoint: checkpoint.stat().st_mtime_ns)
+
+
+def configured_root(configs: Sequence[Path]) -> str:
+    """Where some configurations put their runs, read from their files alone.
+
+    Raises:
+        UsageError: If a file is no YAML.
+        OSError: If it cannot be read.
+    """
+    root = RUNS
+    for config in configs:
+        try:
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{config}: expected YAML, got {str(error).splitlines()[0]}") from None
+        trainer = settings.get("trainer") if isinstance(settings, dict) else None
+        root = trainer.get("default_root_dir", root) if isinstance(trainer, dict) else root
+    return str(root)
 
 
 def new_run(folder: Path) -> Run:

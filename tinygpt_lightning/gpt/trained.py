@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tinygpt_lightning.gpt.batches import PairEncoder, exact_rows
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, generate
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating, without_weights
 from tinygpt_lightning.gpt.pairs import QAPair
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.template import Template
@@ -127,8 +127,7 @@ def load(path: str | os.PathLike[str]) -> TrainedGPT:
     checkpoint = read_checkpoint(path)
     config, tokenizer, taught = read_description(checkpoint, path)
     weights = read_weights(checkpoint, config, path)
-    with torch.device("meta"):  # no weights are drawn that would be thrown away
-        model = TinyGPT(config)
+    model = without_weights(config)
     model.load_state_dict(weights, assign=True)
     if config.tie_weights:
         model.lm_head.weight = model.wte.weight
@@ -199,8 +198,7 @@ def read_weights(checkpoint: Mapping[str, Any], config: GPTConfig, path: str | o
         CheckpointError: If they are not those of a model of this size; ``path`` is named.
     """
     try:
-        with torch.device("meta"):  # sizes without memory: a file may ask for any
-            expected = TinyGPT(config).state_dict()
+        expected = without_weights(config).state_dict()  # a file may ask for any size
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path, f"is of no model: {str(error).splitlines()[0]}") from error
     weights = checkpoint.get("state_dict")
