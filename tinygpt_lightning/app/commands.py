@@ -36,6 +36,14 @@ COMMANDS = {
         "tinygpt_lightning.app.chat.command",
         "chat",
     ),
+    "export": Command(
+        "Write a trained network as Hugging Face's programs read it.", "tinygpt_lightning.app.exchange", "export"
+    ),
+    "import": Command(
+        "Make a checkpoint of a network from Hugging Face's folder, or the original project's.",
+        "tinygpt_lightning.app.exchange",
+        "import_",
+    ),
     "study": Command(
         "Run an experiment: many runs that differ in one thing, and a report on what it does.",
         "tinygpt_lightning.study.command",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -42,6 +43,16 @@ def explained() -> Iterator[None]:
         path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
         reason = f"{path}: {error.strerror}" if path else str(error)
         fail(reason, 1 if error.errno in MACHINES_FAILURES else 2)
+
+
+def need(command: str, modules: Sequence[str], install: str) -> None:
+    """Refuse a command whose libraries are an extra that is not installed.
+
+    Raises:
+        UsageError: It says how to ``install`` them.
+    """
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"{command} needs {' and '.join(missing)}: {install}")
 
 
 def say(text: str) -> None:

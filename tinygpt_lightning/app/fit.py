@@ -28,7 +28,7 @@ from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.gpt.trained import load
-from tinygpt_lightning.original import OriginalStages
+from tinygpt_lightning.original.stages import OriginalStages
 
 
 @trainers_mistakes()

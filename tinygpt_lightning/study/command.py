@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from tinygpt_lightning.app.commands import COMMANDS, PROGRAM
-from tinygpt_lightning.app.errors import UsageError, fail
+from tinygpt_lightning.app.errors import UsageError, fail, need
 from tinygpt_lightning.app.parser import Parser, trainers_mistakes
 from tinygpt_lightning.study.design import Study
 
@@ -50,9 +49,7 @@ def study(args: Sequence[str]) -> None:
         SystemExit: With 1 if a row is missing at the end, or all runs diverged; with 130 if it was interrupted.
     """
     settings, folder = parse(args)
-    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"study needs {' and '.join(missing)}: pip install -e '.[study]'")
+    need("study", ("scipy", "matplotlib"), "pip install -e '.[study]'")
     # Imported only now, because it needs both.
     from tinygpt_lightning.study.runner import Runner
 
