@@ -59,12 +59,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         _fsync_folder(temporary)
-        if path.exists():
+        if replaced := path.exists():
             path.rename(old)
         try:
             temporary.rename(path)
         except OSError:
-            old.rename(path)
+            if replaced:
+                old.rename(path)
             raise
         _fsync_folder(path.parent)
     except OSError as error:

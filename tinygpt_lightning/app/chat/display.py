@@ -15,11 +15,11 @@ from rich.text import Text
 from torch import Tensor
 
 from tinygpt_lightning.app.chat.reply import Reply, Symbol
+from tinygpt_lightning.app.symbols import visible
 
 SURE = 0.99  # from here on a character needs no shade
 PALE, STRONG = (255, 240, 170), (240, 90, 70)  # the shade of a character that is nearly sure, and of a mere guess
 BLOCKS = " ░▒▓█"
-SIGNS = {" ": "␣", "\n": "⏎"}
 NARROWEST = 8  # so many cells of text are shown in a row, however narrow the terminal is
 
 
@@ -62,8 +62,8 @@ class Display:
             table.add_row(
                 str(number),
                 shaded(visible(symbol.text), symbol.probability),
-                f"{100 * symbol.probability:.2f}",
-                "   ".join(f"{visible(text)} {100 * probability:.2f}" for text, probability in symbol.runners_up),
+                _percent(symbol.probability),
+                "   ".join(f"{visible(text)} {_percent(probability)}" for text, probability in symbol.runners_up),
             )
         self.console.print(table)
 
@@ -78,10 +78,10 @@ class Display:
 
 def legend() -> Text:
     """What the shades mean."""
-    text = Text("shades: ")
+    text = Text("% sure: ")
     for percent in (100, 75, 50, 25, 0):
-        text.append(" ").append(shaded(f" {percent} % ", percent / 100))
-    return text.append("  sure")
+        text.append(shaded(f" {percent} ", percent / 100)).append(" ")
+    return text
 
 
 def shaded(text: str, probability: float) -> Text:
@@ -97,19 +97,6 @@ def shaded(text: str, probability: float) -> Text:
     background = Color.from_triplet(ColorTriplet(*mixed))
     black = Color.from_rgb(0, 0, 0)
     return Text(text, Style.from_color(black, background) + Style(underline=probability < 0.9, bold=probability < 0.5))
-
-
-def visible(text: str) -> str:
-    r"""A symbol as something that can be seen, and that keeps to its place.
-
-    >>> [visible(symbol) for symbol in ("a", " ", "\n", "\u200d", "\u0301", "<eos>")]
-    ['a', '␣', '⏎', '�', '◌́', '<eos>']
-    """
-    if text in SIGNS:
-        return SIGNS[text]
-    if not text.isprintable():
-        return "�"
-    return text if cell_len(text) else f"◌{text}"
 
 
 def look_rows(context: Sequence[str], weights: Tensor, width: int) -> Iterator[Text]:
@@ -135,6 +122,10 @@ def look_rows(context: Sequence[str], weights: Tensor, width: int) -> Iterator[T
             )
             yield Text(f"{f'head {head}':{label}}").append(blocks, "cyan")
         start = stop
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.2f}" if probability >= 1e-4 else "<0.01"
 
 
 def _block(weight: float) -> str:
