@@ -67,6 +67,10 @@ def test_greedy_texts_are_the_same_as_far_as_their_end(network: TrainedGPT, thei
         assert ids[-1] == network.tokenizer.end
 
 
+def test_the_model_is_given_ids_and_a_mask_and_nothing_that_it_would_add(their_tokenizer: Any) -> None:
+    assert set(their_tokenizer("Xin chào")) == {"input_ids", "attention_mask"}
+
+
 def test_special_symbols_are_known_by_name(network: TrainedGPT, their_tokenizer: Any) -> None:
     assert their_tokenizer.eos_token_id == network.tokenizer.end
     assert their_tokenizer.pad_token_id == network.tokenizer.vocab["<pad>"]

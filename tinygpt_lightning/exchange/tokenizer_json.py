@@ -43,6 +43,8 @@ def tokenizer_config_json(tokenizer: CharTokenizer, n_positions: int) -> dict[st
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_positions,
+        # Without token types, which transformers 4 adds and GPT-2 would take for symbols of the text.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
 
 
