@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tinygpt_lightning.callbacks.stages import Stage, StageError
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import FolderLockedError
+from tinygpt_lightning.gpt.pairs import PairsError
 from tinygpt_lightning.gpt.tokenizer import UnknownCharacterError, VocabularyError
 
 MOST_LINES = 4
@@ -34,7 +35,7 @@ class UsageError(ValueError):
 
 
 USERS_MISTAKES = (
-    UsageError, StageError, CheckpointError, FolderLockedError, UnknownCharacterError, VocabularyError,
+    UsageError, StageError, CheckpointError, FolderLockedError, PairsError, UnknownCharacterError, VocabularyError,
     MisconfigurationException,
 )  # fmt: skip
 MACHINES_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -49,7 +50,10 @@ def explained() -> Iterator[None]:
     except USERS_MISTAKES as error:
         # Each process of a distributed fit comes to the same refusal.
         fail(str(error), 2) if rank_zero_only.rank == 0 else sys.exit(2)  # type: ignore[attr-defined]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # A Trainer that is interrupted while it validates or predicts exits by itself, with 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         fail("interrupted before there was anything to keep", 128 + signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has enough of it. What is still to be flushed when Python ends goes nowhere.
