@@ -111,8 +111,9 @@ def test_questions_go_into_the_template_and_prompts_do_not(there: Path, command:
     assert command(*PREDICT, "--data.prompts", '["Question: Xin chào \\nAnswer: Ch"]').out == asked
 
 
-@pytest.mark.parametrize("batch_size", ["1", "4", "100"])
-@pytest.mark.parametrize("name", ["questions.jsonl", "questions.csv", "questions.tsv"])
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [("questions.jsonl", "1"), ("questions.csv", "4"), ("questions.tsv", "100")]
+)
 def test_a_file_of_questions_is_answered_in_its_order(
     there: Path, tmp_path: Path, command: Command, name: str, batch_size: str
 ) -> None:
@@ -271,7 +272,7 @@ FIT_MISTAKES = {
     "an empty answer": ('{"question": "q", "answer": ""}', "line 7: answer: expected at least one character, got none"),
     "another answer": (
         '{"question": "你好", "answer": "q"}',
-        "line 7: expected one answer to a question, got another ",
+        "line 7: expected one answer to a question, got another",
     ),
     "too long": (
         '{"question": "q", "answer": "' + "q" * 99 + '"}',

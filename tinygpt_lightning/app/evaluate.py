@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress, islice
+from itertools import compress, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class TextsAsTheyCome(Callback):
     def __init__(self, asked: Asked, trained: TrainedGPT, write: Write) -> None:
         self.template = trained.taught.template
         self.write = write
-        self._questions = iter(asked.questions or [None] * len(asked.prompts))
+        self._questions = iter(asked.questions or repeat(None))
         # Where a person sees the texts themselves, they are the progress.
         self._progress = None if sys.stdout.isatty() else WorkProgress("predict", "texts", len(asked.prompts))
 

@@ -27,7 +27,7 @@ def output(path: str | None) -> Iterator[Write]:
         OSError: If it cannot be written; that it cannot be made is known at once.
     """
     if path is None:
-        yield lambda row: None
+        yield _drop
         return
     with _opened(Path(path)) as file:
         yield lambda row: _write(file, row)
@@ -44,6 +44,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     else:
         with whole_file(path.resolve() if path.is_symlink() else path) as file:
             yield file
+
+
+def _drop(row: Mapping[str, str]) -> None:
+    del row
 
 
 def _write(file: BinaryIO, row: Mapping[str, str]) -> None:
