@@ -128,7 +128,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder / RUN), size_guidance={"scalars": 0})
     events.Reload()
     curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert len(curves["train/loss"]) == 60
+    assert len(curves["train/loss"]) == read_checkpoint(folder / RUN / "last.ckpt")["global_step"] >= 36
     return curves
 
 
