@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from conftest import quiet_trainer
 from torch.nn import functional as F
 from torch.optim import AdamW
 
@@ -32,24 +32,10 @@ def module_for(data: QADataModule, **settings: Any) -> TinyGPTModule:
     return TinyGPTModule(config, data.tokenizer.vocab, partial(AdamW, lr=1e-3), taught=data.taught, **settings)
 
 
-def quiet(**settings: Any) -> Trainer:
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            **settings,
-        }
-    )
-
-
 def fitted(file: str, batch_size: int, **settings: Any) -> tuple[TinyGPTModule, dict[str, float]]:
     data = QADataModule(path=file, batch_size=batch_size)
     module = module_for(data)
-    trainer = quiet(max_epochs=3, **settings)
+    trainer = quiet_trainer(max_epochs=3, **settings)
     trainer.fit(module, data)
     return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -79,7 +65,7 @@ def test_every_character_that_counts_counts_once(file: str, loss_on: Any) -> Non
         first = len(prompt) - 1 if loss_on == "answer" else 0
         losses.append(F.cross_entropy(scores[first:], torch.tensor(ids[first + 1 :]), reduction="none"))
         exact.append(scores[len(prompt) - 1 :].argmax(-1).tolist() == ids[len(prompt) :])
-    metrics = quiet().validate(module, data, verbose=False)[0]
+    metrics = quiet_trainer().validate(module, data, verbose=False)[0]
     assert metrics["val/loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-6)
     assert metrics["val/perplexity"] == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-5)
     assert metrics["val/exact_match"] == sum(exact) / len(exact)
@@ -92,7 +78,7 @@ def test_the_training_step_learns_from_what_counts_alone(file: str) -> None:
     for batches in ([pairs], [[pair] for pair in pairs]):
         module = module_for(data, loss_on="answer")
         module.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
-        module.trainer = quiet()
+        module.trainer = quiet_trainer()
         counts = [sum(len(data.taught.parts(pair)[1]) + 1 for pair in batch) for batch in batches]
         for batch, count in zip(batches, counts, strict=True):
             (module.training_step(batch) * count / sum(counts)).backward()
@@ -112,7 +98,7 @@ def test_the_share_of_pairs_is_what_decoding_gives_back(file: str) -> None:
             batch = module._encode(pairs)
             F.cross_entropy(module.model(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
             optimizer.step()
-        share = quiet().validate(module, data, verbose=False)[0]["val/exact_match"]
+        share = quiet_trainer().validate(module, data, verbose=False)[0]["val/exact_match"]
         texts = module.trained.complete_all(data.taught.prompts)
         assert share == pytest.approx(sum(map(str.__eq__, texts, map(data.taught.text, data.taught.pairs))) / 21)
         shares.add(share)
