@@ -77,7 +77,7 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged,
         StageProgress(staged.schedule, len(made.data.taught.pairs)),
         ExactResume(),
-        RunFiles(it.run, it.settings.dump(), made.save_every_n_epochs, stop),
+        RunFiles(it.run, it.settings.dump(), made.save_every_n_seconds, stop, staged.schedule),
     ]
 
 

@@ -32,7 +32,7 @@ FREE_SETTINGS = (
     "data.prompts",
     "data.questions",
     "generation",
-    "save_every_n_epochs",
+    "save_every_n_seconds",
     "trainer.default_root_dir",
     "trainer.detect_anomaly",
     "trainer.enable_autolog_hparams",

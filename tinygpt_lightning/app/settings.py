@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt, register_type
+from jsonargparse.typing import NonNegativeFloat, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -101,10 +101,10 @@ class Settings(LightningCLI):
             help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake; with --rebuild.",
         )
         parser.add_argument(
-            "--save_every_n_epochs",
-            type=PositiveInt,
-            default=10,
-            help="How often last.ckpt is written, in epochs; also at the end.",
+            "--save_every_n_seconds",
+            type=NonNegativeFloat,
+            default=30.0,
+            help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
