@@ -93,10 +93,10 @@ def _checkpoint(settings: Settings) -> str | Path:
         return str(path)
     if not settings.config_files:
         raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
-    over = [checkpoint for run in list_runs(settings.folder) if (checkpoint := run.newest())]
-    if not over:
+    newest_first = (run.newest() for run in reversed(list_runs(settings.folder)))
+    if not (checkpoint := next(filter(None, newest_first), None)):
         raise UsageError(f"no finished run in {settings.folder}: train one with `{_fit(settings)}`")
-    return over[-1]
+    return checkpoint
 
 
 def _fit(settings: Settings) -> str:

@@ -73,11 +73,11 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged = StagedTraining(made.stages, it.run.path)
     return [
         stop,
-        TensorBoardReport(staged.schedule, it.settings.as_dict(), stop),
+        TensorBoardReport(staged.schedule, it.settings.plain, stop),
         staged,
         StageProgress(staged.schedule, len(made.data.taught.pairs)),
         ExactResume(),
-        RunFiles(it.run, it.settings.dump(), made.save_every_n_seconds, stop, staged.schedule),
+        RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop, staged.schedule),
     ]
 
 
@@ -138,7 +138,7 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
 
 
 def _without(kind: type[Callback], settings: Settings) -> list[str]:
-    asked = _listed(settings.as_dict()["trainer"]["callbacks"])
+    asked = _listed(settings.plain["trainer"]["callbacks"])
     others = [callback for callback in asked if callback["class_path"].rpartition(".")[2] != kind.__name__]
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 

@@ -78,8 +78,8 @@ class Run:
 
     def newest(self) -> Path | None:
         """The checkpoint to use if the run is over; none if it is not."""
-        if self.is_finished():
-            return self.stage(len(self.settings["stages"]))
+        if self.config.is_file() and (end := self.stage(len(self.settings["stages"]))).exists():
+            return end
         return self.last if self.ended_early() else None
 
 

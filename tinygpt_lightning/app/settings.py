@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,18 @@ class Settings(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
 
-    def dump(self) -> str:
+    @cached_property
+    def text(self) -> str:
         """Every setting, as YAML; but not where this process went on from."""
         config = self.config.clone()
         config.ckpt_path = None
         return str(self.parser.dump(config, skip_none=False))
 
-    def as_dict(self) -> dict[str, Any]:
+    @cached_property
+    def plain(self) -> dict[str, Any]:
         """Every setting, as plain values."""
-        plain: dict[str, Any] = yaml.safe_load(self.dump())
-        return plain
+        settings: dict[str, Any] = yaml.safe_load(self.text)
+        return settings
 
     @property
     def config_files(self) -> list[Path]:
