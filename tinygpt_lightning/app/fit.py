@@ -26,6 +26,7 @@ from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.gpt.trained import load
 from tinygpt_lightning.original import OriginalStages
 
@@ -38,6 +39,7 @@ def fit(args: Sequence[str]) -> None:
     Args:
         args: What was typed behind ``fit``.
     """
+    keep_freed_memory()
     with opened(Settings("fit", SUMMARY, args)) as it:
         made = it.settings.instantiate()
         _check_optimizer(made)
