@@ -80,9 +80,8 @@ def test_load(versus: Versus, home: Path) -> None:
 
 def peak(*arguments: str | Path) -> float:
     """Most memory that a process has had, in MiB."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=nowhere, stderr=nowhere)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB

@@ -88,8 +88,10 @@ def floor(device: str) -> Step:
 def test_a_step(versus: Versus, device: str) -> None:
     keep_freed_memory()  # as `fit` does
     references = {
-        "the original's": original(device), "Hugging Face's": hugging_face(device), "floor: products, AdamW": floor(device)
-    }  # fmt: skip
+        "the original's": original(device),
+        "Hugging Face's": hugging_face(device),
+        "floor: products, AdamW": floor(device),
+    }
     versus(f"training step, width 768, {device}", ours(768, device), references, ["≤ 0.55", "–", "≤ 1.25"], per=STEPS)
 
 
