@@ -1,7 +1,7 @@
 import pytest
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.original import renumber
+from tinygpt_lightning.original.vocabulary import renumber
 from tinygpt_lightning.study.design import Cell, FabricSettings, Study
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.original import renumber
+from tinygpt_lightning.original.vocabulary import renumber
 from tinygpt_lightning.study.command import parse, study
 from tinygpt_lightning.study.figures import symbols
 from tinygpt_lightning.study.findings import Results, factor_tests

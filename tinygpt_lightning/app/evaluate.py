@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress, islice, repeat
@@ -16,28 +15,28 @@ from typing_extensions import override
 
 from tinygpt_lightning.app.errors import UsageError
 from tinygpt_lightning.app.output import Write, output
+from tinygpt_lightning.app.parser import trainers_mistakes
 from tinygpt_lightning.app.progress import WorkProgress
-from tinygpt_lightning.app.run import Run, list_runs
-from tinygpt_lightning.app.settings import PROGRAM, Settings
+from tinygpt_lightning.app.run import Run, newest_checkpoint
+from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.data import Asked
 from tinygpt_lightning.gpt.pairs import Mistake, PairsError, QAPair
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.gpt.trained import BATCH_SIZE, TrainedGPT
 from tinygpt_lightning.module import TinyGPTModule
 
-VALIDATE = "Measure what a trained model knows by heart, and show what it says instead of the rest."
-PREDICT = "Continue prompts with a trained model: the texts go to stdout, and nothing else does."
 MOST_SHOWN = 20  # so many pairs that are not learnt are shown
 PAIRS = ("--data.path", "--data.question", "--data.answer")  # who types these, asks about other pairs than the run's
 
 
+@trainers_mistakes()
 def validate(args: Sequence[str]) -> None:
     """Print the metrics and what is not learnt yet, and write the latter to ``--output``.
 
     Args:
         args: What was typed behind ``validate``.
     """
-    settings = Settings("validate", VALIDATE, args)
+    settings = Settings("validate", args)
     made, module = _prepared(settings)
     try:
         taught = made.data.taught
@@ -63,13 +62,14 @@ def validate(args: Sequence[str]) -> None:
         print(f"\nand {len(unlearnt) - MOST_SHOWN} more, which --output FILE writes down")
 
 
+@trainers_mistakes()
 def predict(args: Sequence[str]) -> None:
     """Print the texts as they come, and write them to ``--output``.
 
     Args:
         args: What was typed behind ``predict``.
     """
-    settings = Settings("predict", PREDICT, args)
+    settings = Settings("predict", args)
     made, module = _prepared(settings)
     asked, trained = made.data.asked, module.trained
     _check(asked.prompts, lambda prompt: trained.encode_prompt(prompt, made.generation), made.data.path, asked.lines)
@@ -161,7 +161,7 @@ def _prepared(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
     made = settings.instantiate(model=False)
     checkpoint = Path(_checkpoint(settings))
     run = Run(checkpoint if checkpoint.is_dir() else checkpoint.parent)
-    begun = run.settings if run.config.is_file() else settings.as_dict()  # a checkpoint may lie anywhere
+    begun = run.settings if run.config.is_file() else settings.plain  # a checkpoint may lie anywhere
     module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=begun["model"]["loss_on"])
     # A file that the configuration names is what the run was taught: what it holds by now makes no difference.
     typed = any(arg.partition("=")[0] in PAIRS for arg in settings.args)
@@ -184,12 +184,4 @@ def _checkpoint(settings: Settings) -> str | Path:
         return str(path)
     if not settings.config_files:
         raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
-    over = [checkpoint for run in list_runs(settings.folder) if (checkpoint := run.newest())]
-    if not over:
-        raise UsageError(f"no finished run in {settings.folder}: train one with `{_fit(settings)}`")
-    return over[-1]
-
-
-def _fit(settings: Settings) -> str:
-    configs = [word for file in settings.config_files for word in ("--config", str(file))]
-    return shlex.join([*PROGRAM.split(), "fit", *configs])
+    return newest_checkpoint(settings.config_files, settings.folder)

@@ -18,9 +18,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim.swa_utils import SWALR
 
 from tinygpt_lightning.app.errors import UsageError, say
+from tinygpt_lightning.app.parser import trainers_mistakes
 from tinygpt_lightning.app.progress import StageProgress
 from tinygpt_lightning.app.resume import Opened, check_pairs, how_to_go_on, opened
-from tinygpt_lightning.app.run import RunFiles
+from tinygpt_lightning.app.run_files import RunFiles
 from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.app.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
@@ -28,20 +29,21 @@ from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.data import QADataModule
+from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.gpt.pairs import MOST_MISTAKES
 from tinygpt_lightning.gpt.trained import load
-from tinygpt_lightning.original import OriginalStages
-
-SUMMARY = "Train in stages, and show what was learnt."
+from tinygpt_lightning.original.stages import OriginalStages
 
 
+@trainers_mistakes()
 def fit(args: Sequence[str]) -> None:
     """Train in stages, and show what was learnt.
 
     Args:
         args: What was typed behind ``fit``.
     """
-    with opened(Settings("fit", SUMMARY, args)) as it:
+    keep_freed_memory()
+    with opened(Settings("fit", args)) as it:
         made = it.settings.instantiate()
         _check_optimizer(made)
         _check_averaging(made)
@@ -85,11 +87,11 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged = StagedTraining(made.stages, it.run.path)
     return [
         stop,
-        TensorBoardReport(staged.schedule, it.settings.as_dict(), stop),
+        TensorBoardReport(staged.schedule, it.settings.plain, stop),
         staged,
         StageProgress(staged.schedule, len(made.data.taught.pairs)),
         ExactResume(),
-        RunFiles(it.run, it.settings.dump(), made.save_every_n_epochs, stop),
+        RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop, staged.schedule),
     ]
 
 
@@ -150,7 +152,7 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
 
 
 def _without(kind: type[Callback], settings: Settings) -> list[str]:
-    asked = _listed(settings.as_dict()["trainer"]["callbacks"])
+    asked = _listed(settings.plain["trainer"]["callbacks"])
     others = [callback for callback in asked if callback["class_path"].rpartition(".")[2] != kind.__name__]
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 

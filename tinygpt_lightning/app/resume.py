@@ -16,9 +16,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinygpt_lightning.app.commands import PROGRAM
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.run import Run, list_runs, new_run
-from tinygpt_lightning.app.settings import PROGRAM, Settings
+from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import locked, remove_leftovers, write_whole
@@ -32,7 +33,7 @@ FREE_SETTINGS = (
     "data.prompts",
     "data.questions",
     "generation",
-    "save_every_n_epochs",
+    "save_every_n_seconds",
     "trainer.default_root_dir",
     "trainer.detect_anomaly",
     "trainer.enable_autolog_hparams",
@@ -229,7 +230,7 @@ def _where_to_go_on(run: Run, settings: Settings, *, repair: bool) -> tuple[Sett
         return settings, None  # killed before it had written anything
     begun, settings = run.settings, settings.on_top_of(run.config)
     checkpoint = read_checkpoint(newest) if newest else {}
-    check_settings(begun, settings.as_dict(), _stages_begun(checkpoint), run)
+    check_settings(begun, settings.plain, _stages_begun(checkpoint), run)
     if newest and _is_at_the_end(checkpoint, settings):
         if repair:
             # One of the two may be damaged, or older: the run was killed between them.
@@ -243,10 +244,14 @@ def _where_to_go_on(run: Run, settings: Settings, *, repair: bool) -> tuple[Sett
 
 def _checkpoint_to_begin_with(settings: Settings) -> Path | None:
     path = settings.config.ckpt_path
-    # A file that is refused should not cost a folder.
-    if path is not None and _is_at_the_end(read_checkpoint(path), settings):
+    if path is None:
+        return None
+    checkpoint = read_checkpoint(path)  # a file that is refused should not cost a folder
+    if "optimizer_states" not in checkpoint:
+        raise UsageError(f"{path}: expected a checkpoint of a fit, to go on with, got one of weights alone")
+    if _is_at_the_end(checkpoint, settings):
         raise UsageError(f"{path}: all stages are done; append another one to go on")
-    return None if path is None else Path(path)
+    return Path(path)
 
 
 def _stages_begun(checkpoint: Mapping[str, Any]) -> int:

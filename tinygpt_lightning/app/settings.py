@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt, register_type
+from jsonargparse.typing import NonNegativeFloat, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from tinygpt_lightning.app.errors import Parser, UsageError
+from tinygpt_lightning.app.commands import COMMANDS, PROGRAM
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.app.parser import Parser
+from tinygpt_lightning.app.run import RUNS, runs_folder
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
@@ -23,9 +27,8 @@ from tinygpt_lightning.module import TinyGPTModule
 
 register_type(torch.device)  # which callbacks of Lightning have as a setting, or it could not be saved
 
-PROGRAM = "python -m tinygpt_lightning"
 TRAINER_DEFAULTS = {
-    "default_root_dir": "checkpoints",
+    "default_root_dir": RUNS,
     "devices": 1,  # one sentence keeps one device busy
     "max_epochs": -1,  # the stages say
     "log_every_n_steps": 1,
@@ -54,7 +57,6 @@ class Settings(LightningCLI):
 
     Args:
         command: fit, validate or predict.
-        description: What it does, for ``--help``.
         args: What was typed behind it.
         base: A file of settings that what was typed is put on top of.
 
@@ -62,9 +64,8 @@ class Settings(LightningCLI):
         UsageError: If something is asked for that cannot be done.
     """
 
-    def __init__(self, command: str, description: str, args: Sequence[str], base: Path | None = None) -> None:
+    def __init__(self, command: str, args: Sequence[str], base: Path | None = None) -> None:
         self.command = command
-        self.description = description
         self.args = list(args)
         super().__init__(
             TinyGPTModule,
@@ -75,7 +76,7 @@ class Settings(LightningCLI):
             parser_class=Parser,
             parser_kwargs={
                 "prog": f"{PROGRAM} {command}",
-                "description": description,
+                "description": COMMANDS[command].summary,
                 "usage": f"{PROGRAM} {command} [options]",
             },
             auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
@@ -86,7 +87,7 @@ class Settings(LightningCLI):
 
     def on_top_of(self, base: Path) -> Settings:
         """The same command line, with everything that it does not say taken from ``base``."""
-        return Settings(self.command, self.description, self.args, base)
+        return Settings(self.command, self.args, base)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning does not know of."""
@@ -105,10 +106,10 @@ class Settings(LightningCLI):
             help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake; with --rebuild.",
         )
         parser.add_argument(
-            "--save_every_n_epochs",
-            type=PositiveInt,
-            default=10,
-            help="How often last.ckpt is written, in epochs; also at the end.",
+            "--save_every_n_seconds",
+            type=NonNegativeFloat,
+            default=30.0,
+            help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
@@ -151,16 +152,18 @@ class Settings(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
 
-    def dump(self) -> str:
+    @cached_property
+    def text(self) -> str:
         """Every setting, as YAML; but not where this process went on from."""
         config = self.config.clone()
         config.ckpt_path = None
         return str(self.parser.dump(config, skip_none=False))
 
-    def as_dict(self) -> dict[str, Any]:
+    @cached_property
+    def plain(self) -> dict[str, Any]:
         """Every setting, as plain values."""
-        plain: dict[str, Any] = yaml.safe_load(self.dump())
-        return plain
+        settings: dict[str, Any] = yaml.safe_load(self.text)
+        return settings
 
     @property
     def config_files(self) -> list[Path]:
@@ -170,5 +173,4 @@ class Settings(LightningCLI):
     @property
     def folder(self) -> Path:
         """Where the runs of this configuration lie: named after the configuration files."""
-        name = "-".join(file.stem for file in self.config_files) or "default"
-        return Path(self.config.trainer.default_root_dir) / name
+        return runs_folder(self.config_files, self.config.trainer.default_root_dir)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; it names ``path``, and what was there is still there.
     """
-    # Beside the file, for a rename is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("x+b") as file:  # unlike tempfile's, the permissions are those the umask gives
             yield file
@@ -43,10 +43,61 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that takes the name ``path`` when the block ends well, and leaves nothing if it does not.
+
+    What was there is replaced: whether it may be is for the caller to know. At every instant ``path`` names a folder
+    that is whole, or none.
+
+    Raises:
+        OSError: If it cannot be written; it names ``path``, and what was there is still there.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    try:
+        temporary.mkdir()
+        yield temporary
+        _fsync_folder(temporary)
+        if replaced := path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if replaced:
+                old.rename(path)
+            raise
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` as a `whole_file`."""
     with whole_file(path) as file:
         file.write(content)
+
+
+def link_whole(source: Path, path: Path) -> None:
+    """Make ``path`` another name of the file ``source``, in no time; a copy where there are no such links.
+
+    At every instant ``path`` names the earlier file or the new one, whole.
+
+    Raises:
+        OSError: If neither can be made; what was there is still there.
+    """
+    if path.exists() and path.samefile(source):
+        return
+    temporary = _temporary(path)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_whole(path, source.read_bytes())
+        return
+    temporary.replace(path)
+    _fsync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -72,6 +123,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise FolderLockedError(f"{folder}: another process is writing there; wait for its end") from None
     finally:
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    # Beside the file, for a rename is atomic only within a file system.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import signal
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from tinygpt_lightning.app.errors import Parser, UsageError, fail
-from tinygpt_lightning.app.settings import PROGRAM
+from tinygpt_lightning.app.commands import COMMANDS, PROGRAM
+from tinygpt_lightning.app.errors import UsageError, fail, need
+from tinygpt_lightning.app.parser import Parser, trainers_mistakes
 from tinygpt_lightning.study.design import Study
-
-SUMMARY = "Run a factorial experiment; runs that are there already are kept."
 
 
 def parse(args: Sequence[str]) -> tuple[Study, Path]:
@@ -27,7 +25,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     Raises:
         UsageError: If a setting is wrong.
     """
-    parser = Parser(prog=f"{PROGRAM} study", description=SUMMARY, usage=f"{PROGRAM} study [options]")
+    parser = Parser(prog=f"{PROGRAM} study", description=COMMANDS["study"].summary, usage=f"{PROGRAM} study [options]")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of these settings.")
     parser.add_class_arguments(Study, None)
     settings = parser.parse_args(list(args))
@@ -40,6 +38,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     return study, Path(study.output) if study.output else Path("checkpoints") / name
 
 
+@trainers_mistakes()
 def study(args: Sequence[str]) -> None:
     """Run a study; what is there already is kept.
 
@@ -50,9 +49,7 @@ def study(args: Sequence[str]) -> None:
         SystemExit: With 1 if a row is missing at the end, or all runs diverged; with 130 if it was interrupted.
     """
     settings, folder = parse(args)
-    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"study needs {' and '.join(missing)}: pip install -e '.[study]'")
+    need("study", ("scipy", "matplotlib"), "pip install -e '.[study]'")
     # Imported only now, because it needs both.
     from tinygpt_lightning.study.runner import Runner
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
-from tinygpt_lightning.original import renumber
+from tinygpt_lightning.original.vocabulary import renumber
 
 Vocabulary = Literal["stable", "resorted"]
 Optimizer = Literal["new", "kept"]
