@@ -20,6 +20,7 @@ from tinygpt_lightning.app.progress import WorkProgress
 from tinygpt_lightning.app.run import Run, newest_checkpoint
 from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.data import Asked
+from tinygpt_lightning.gpt.checkpoint import local_path
 from tinygpt_lightning.gpt.pairs import Mistake, PairsError, QAPair
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.gpt.trained import BATCH_SIZE, TrainedGPT
@@ -159,7 +160,7 @@ def _instead(trained: TrainedGPT, pairs: Sequence[QAPair]) -> Iterator[dict[str,
 def _prepared(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
     """What was asked for, and the model from its checkpoint."""
     made = settings.instantiate(model=False)
-    checkpoint = Path(_checkpoint(settings))
+    checkpoint = local_path(_checkpoint(settings))
     run = Run(checkpoint if checkpoint.is_dir() else checkpoint.parent)
     begun = run.settings if run.config.is_file() else settings.plain  # a checkpoint may lie anywhere
     module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=begun["model"]["loss_on"])
