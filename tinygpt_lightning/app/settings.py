@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt, register_type
+from jsonargparse.typing import NonNegativeFloat, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -43,6 +44,10 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
     "model.taught": lambda data: data.taught,
     "model.vocab": lambda data: data.tokenizer.vocab,
     "model.config.vocab_size": lambda data: len(data.tokenizer),
+}
+OUTPUTS = {
+    "validate": "File for the pairs that are not learnt yet, one JSON object a line.",
+    "predict": "File for the texts, one JSON object a line.",
 }
 READ = "Checkpoint to read, or a run's folder; null means the newest finished run of the same --config."
 
@@ -101,19 +106,19 @@ class Settings(LightningCLI):
             help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake; with --rebuild.",
         )
         parser.add_argument(
-            "--save_every_n_epochs",
-            type=PositiveInt,
-            default=10,
-            help="How often last.ckpt is written, in epochs; also at the end.",
+            "--save_every_n_seconds",
+            type=NonNegativeFloat,
+            default=30.0,
+            help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
-        if self.command == "predict":
-            parser.add_argument("--output", type=str | None, help="File for the texts, one JSON object a line.")
-        # What is taught, and so the vocabulary, comes from the data, but not before a command asks for it: only
-        # `fit` makes its model from that, all others read it from a checkpoint.
+        if self.command in OUTPUTS:
+            parser.add_argument("--output", type=str | None, help=OUTPUTS[self.command])
+        # What is taught, and so the vocabulary, comes from the data; all other commands read it from a checkpoint,
+        # and a file of questions alone teaches nothing.
         parser.link_arguments("model.config.n_positions", "data.n_positions")
-        for target, read in _FROM_DATA.items():
+        for target, read in _FROM_DATA.items() if self.command == "fit" else ():
             parser.link_arguments("data", target, compute_fn=read, apply_on="instantiate")
         # For --help: the Trainer's many options after those of this project.
         parser._action_groups.sort(key=lambda group: "aspect of training" in str(group.title))  # type: ignore[attr-defined]
@@ -147,16 +152,18 @@ class Settings(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
 
-    def dump(self) -> str:
+    @cached_property
+    def text(self) -> str:
         """Every setting, as YAML; but not where this process went on from."""
         config = self.config.clone()
         config.ckpt_path = None
         return str(self.parser.dump(config, skip_none=False))
 
-    def as_dict(self) -> dict[str, Any]:
+    @cached_property
+    def plain(self) -> dict[str, Any]:
         """Every setting, as plain values."""
-        plain: dict[str, Any] = yaml.safe_load(self.dump())
-        return plain
+        settings: dict[str, Any] = yaml.safe_load(self.text)
+        return settings
 
     @property
     def config_files(self) -> list[Path]:

@@ -48,7 +48,8 @@ class TensorBoardReport(Callback):
         schedule: Which epoch belongs to which stage.
         settings: All settings of the run; the telling ones are compared with those of other runs.
         stop: The callback that knows whether somebody interrupted the run.
-        text_every_n_epochs: How often the text is generated, in epochs; also at each stage's end.
+        text_every_n_epochs: How often the text is generated, in epochs, as long as it improves; also at each stage's
+            end.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class TensorBoardReport(Callback):
         self.settings = settings
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
+        self.shown_at: float | None = None  # the character error rate when the text was shown last
+        self._shown_in: int | None = None  # the epoch of that
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
@@ -75,22 +78,25 @@ class TensorBoardReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
-        if writer := _writer(trainer):
+        writer = _writer(trainer)
+        if writer and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             tag = f"loss_by_stage/stage_{self.schedule.stage_at(trainer.current_epoch) + 1}"
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the text now and then."""
-        if self._has_text(trainer):
-            self._log_text(trainer, pl_module)
+        """Show the text now and then, if it has changed."""
+        done = trainer.current_epoch + 1
+        is_due = done == 1 or done % self.text_every_n_epochs == 0
+        if is_due and _error_rate(trainer) != self.shown_at:
+            self._show_text(trainer, pl_module)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Show the text and the attention, and at the very end what came of it all."""
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
-        if not self._has_text(trainer):
-            self._log_text(trainer, pl_module)
+        if self._shown_in != trainer.current_epoch:
+            self._show_text(trainer, pl_module)
         text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
         weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
         writer.add_image("attention of the heads", tile_heads(weights, text), trainer.global_step - 1)
@@ -104,12 +110,16 @@ class TensorBoardReport(Callback):
         if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
             self._log_settings(trainer)
 
-    def _has_text(self, trainer: Trainer) -> bool:
-        """Whether the text is shown after this epoch, stage's end or not."""
-        done = trainer.current_epoch + 1
-        return done == 1 or done % self.text_every_n_epochs == 0
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to show the same texts."""
+        return {"shown_at": self.shown_at}
 
-    def _log_text(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.shown_at = state["shown_at"]
+
+    def _show_text(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shown_at, self._shown_in = _error_rate(trainer), trainer.current_epoch
         if (writer := _writer(trainer)) and isinstance(pl_module, TinyGPTModule):
             said = "\n\n".join(_said(pl_module, trainer.current_epoch + 1))
             writer.add_text("generated", said, trainer.global_step - 1)
@@ -122,6 +132,10 @@ class TensorBoardReport(Callback):
         }
         assert trainer.logger  # noqa: S101
         trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+
+
+def _error_rate(trainer: Trainer) -> float:
+    return float(trainer.callback_metrics.get("val/char_error_rate", 1))
 
 
 def _said(module: TinyGPTModule, epoch: int) -> Iterator[str]:
