@@ -48,7 +48,8 @@ class TensorBoardReport(Callback):
         schedule: Which epoch belongs to which stage.
         settings: All settings of the run; the telling ones are compared with those of other runs.
         stop: The callback that knows whether somebody interrupted the run.
-        text_every_n_epochs: How often the text is generated, in epochs; also at each stage's end.
+        text_every_n_epochs: How often the text is generated, in epochs, as long as it improves; also at each stage's
+            end.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class TensorBoardReport(Callback):
         self.settings = settings
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
+        self.shown_at: float | None = None  # the character error rate when the text was shown last
+        self._text_of = -1  # the epoch after which it was
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
@@ -75,13 +78,15 @@ class TensorBoardReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
-        if writer := _writer(trainer):
+        writer = _writer(trainer)
+        if writer and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             tag = f"loss_by_stage/stage_{self.schedule.stage_at(trainer.current_epoch) + 1}"
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the text now and then."""
-        if self._has_text(trainer):
+        done = trainer.current_epoch + 1
+        if _error_rate(trainer) != self.shown_at and (done % self.text_every_n_epochs == 0 or done == 1):
             self._log_text(trainer, pl_module)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
@@ -89,7 +94,7 @@ class TensorBoardReport(Callback):
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
-        if not self._has_text(trainer):
+        if self._text_of != trainer.current_epoch:
             self._log_text(trainer, pl_module)
         text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
         weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
@@ -104,13 +109,17 @@ class TensorBoardReport(Callback):
         if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
             self._log_settings(trainer)
 
-    def _has_text(self, trainer: Trainer) -> bool:
-        """Whether the text is shown after this epoch, stage's end or not."""
-        done = trainer.current_epoch + 1
-        return done == 1 or done % self.text_every_n_epochs == 0
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to show the same texts."""
+        return {"shown_at": self.shown_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.shown_at = state["shown_at"]
 
     def _log_text(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (writer := _writer(trainer)) and isinstance(pl_module, TinyGPTModule):
+            self.shown_at, self._text_of = _error_rate(trainer), trainer.current_epoch
             said = "\n\n".join(_said(pl_module, trainer.current_epoch + 1))
             writer.add_text("generated", said, trainer.global_step - 1)
 
@@ -122,6 +131,10 @@ class TensorBoardReport(Callback):
         }
         assert trainer.logger  # noqa: S101
         trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+
+
+def _error_rate(trainer: Trainer) -> float:
+    return float(trainer.callback_metrics.get("val/char_error_rate", 1))
 
 
 def _said(module: TinyGPTModule, epoch: int) -> Iterator[str]:
