@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -58,6 +58,7 @@ class TinyGPTModule(LightningModule):
         vocab: Symbol to id; null means the vocabulary of the default pair.
         optimizer: Makes the optimizer from the parameters. A factory, since every stage needs a new one.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; null means a constant rate.
+        loss_on: Whether the loss is over all characters, or over those behind the prompt only.
 
     Attributes:
         model: The model.
@@ -74,6 +75,7 @@ class TinyGPTModule(LightningModule):
         vocab: dict[str, int] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-4, fused=True),
         lr_scheduler: LRSchedulerCallable | None = None,
+        loss_on: Literal["all", "answer"] = "all",
     ) -> None:
         super().__init__()
         self.tokenizer = CharTokenizer(vocab) if vocab is not None else CharTokenizer.from_text(QAPair().text)
@@ -84,6 +86,7 @@ class TinyGPTModule(LightningModule):
         self.model = TinyGPT(config)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.loss_on = loss_on
         self.template = Template()
         self.generation = GenerationConfig()
         self.char_error_rate = CharErrorRate()
@@ -97,8 +100,10 @@ class TinyGPTModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
 
     def training_step(self, pair: QAPair) -> Tensor:
-        """One step over all characters of the pair."""
-        loss = next_token_loss(*self._score(pair))
+        """One step over the pair."""
+        logits, targets = self._score(pair)
+        start = self._answer_start(pair) if self.loss_on == "answer" else 0
+        loss = next_token_loss(logits[:, start:], targets[:, start:])
         self.log("train/loss", loss, batch_size=1)
         return loss
 
@@ -119,7 +124,7 @@ class TinyGPTModule(LightningModule):
         right: up to the first mistake both see the same characters, and a mistake in one is one in the other.
         """
         logits, targets = self._score(pair)
-        start = len(self.tokenizer.encode(pair.prompt)) - 1  # here the first character after the prompt is predicted
+        start = self._answer_start(pair)
         predicted, expected = logits.argmax(dim=-1)[:, start:], targets[:, start:]  # (B, T - start)
         self.char_error_rate.update(
             [self.tokenizer.decode(row) for row in predicted.tolist()],
@@ -193,6 +198,10 @@ class TinyGPTModule(LightningModule):
         module = cls(trained.model.config, trained.tokenizer.vocab, **kwargs)
         module.model, module.template = trained.model.train(), trained.template
         return module
+
+    def _answer_start(self, pair: QAPair) -> int:
+        """Where the first character after the prompt is predicted."""
+        return len(self.tokenizer.encode(pair.prompt)) - 1
 
     def _score(self, pair: QAPair) -> tuple[Tensor, Tensor]:
         """Logits ``(1, T, V)`` and the characters that should come next ``(1, T)``."""

@@ -2,7 +2,7 @@ import pytest
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.study.design import Cell, FabricSettings, Study
+from tinygpt_lightning.study.design.study import Cell, FabricSettings, Study
 
 
 def test_full_factorial_with_boundary_factors_only_at_boundaries():

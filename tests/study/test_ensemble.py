@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.study.ensemble import DropoutNoise, Ensemble, GivenDropout
+from tinygpt_lightning.study.engine.ensemble import DropoutNoise, Ensemble, GivenDropout
 
 CPU = torch.device("cpu")
 SIZE = {"vocab_size": 11, "n_positions": 16, "n_embd": 8, "n_head": 2}

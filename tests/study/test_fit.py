@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, Trainer
 
 from tinygpt_lightning import CharTokenizer, GPTConfig, QADataModule, Stage, StagedTraining, TinyGPTModule
 from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.engine.ensemble import Ensemble
 
 CONFIG = GPTConfig(n_embd=32, n_head=2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 

@@ -8,8 +8,8 @@ import torch
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original import renumber
 from tinygpt_lightning.study.command import parse, study
-from tinygpt_lightning.study.figures import symbols
-from tinygpt_lightning.study.findings import Results, factor_tests
+from tinygpt_lightning.study.report.figures import symbols
+from tinygpt_lightning.study.evidence.findings import Results, factor_tests
 
 from .tiny import ROOT, read_rows
 

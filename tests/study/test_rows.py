@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tinygpt_lightning.study.rows import RowsError, append, check_same_study, load, save
+from tinygpt_lightning.study.evidence.rows import RowsError, append, check_same_study, load, save
 
 from .tiny import tiny_study
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tinygpt_lightning.study import sharing
-from tinygpt_lightning.study.design import Cell, Study
-from tinygpt_lightning.study.ensemble import Ensemble
-from tinygpt_lightning.study.sharing import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.design.study import Cell, Study
+from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
 
 from .tiny import tiny_study
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygpt_lightning.study.statistics import clopper_pearson, holm, mcnemar_exact, paired_bootstrap
+from tinygpt_lightning.study.evidence.statistics import clopper_pearson, holm, mcnemar_exact, paired_bootstrap
 
 
 def at_least(k, n, p):

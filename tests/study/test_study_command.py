@@ -10,7 +10,7 @@ import pytest
 from tinygpt_lightning.cli import main as program
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study.command import parse
-from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.engine.ensemble import Ensemble
 
 from .tiny import ROOT, command, comparable, read_rows, run, tiny_study, write_config
 

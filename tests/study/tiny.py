@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tinygpt_lightning.gpt.model import GPTConfig
-from tinygpt_lightning.study.design import ModelSettings, Study
+from tinygpt_lightning.study.design.study import ModelSettings, Study
 
 ROOT = Path(__file__).parents[2]
 TEXT = "Question: Xin \nAnswer: Chào!."
