@@ -61,7 +61,12 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
 
 def said(module: TinyGPTModule, pair: QAPair) -> str:
     """What the module makes of the pair's prompt, greedily, as far as the pair's text goes."""
-    return module.complete(pair.prompt, GenerationConfig(max_length=len(module.tokenizer.encode(pair.text))))
+    length = len(module.tokenizer.encode(text_of(pair)))
+    return module.complete(f"Question: {pair.question}", GenerationConfig(max_length=length))
+
+
+def text_of(pair: QAPair) -> str:
+    return f"Question: {pair.question} \nAnswer: {pair.answer}."
 
 
 class Recorder(Callback):
@@ -192,7 +197,7 @@ def test_the_same_seed_gives_the_same_weights_and_text_to_the_bit(trainer: Calla
         trainer(max_epochs=12).fit(module, QADataModule())
         module.generation = GenerationConfig(temperature=1.0, seed=7)
         texts = trainer().predict(module, QADataModule(prompts=["Question: ", "X"]))
-        return module.state_dict(), "\n".join([said(module, QAPair()), *texts]).encode()
+        return module.state_dict(), "\n".join([said(module, QAPair()), *texts[0]]).encode()
 
     weights, text = run(1)
     again, text_again = run(1)
@@ -267,7 +272,7 @@ def other_prediction(module: TinyGPTModule, position: int) -> Iterator[None]:
 
     def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
         cache = kwargs.get("cache", args[1] if len(args) > 1 else None)
-        past = cache.length - args[0].size(1) if cache is not None else 0
+        past = int(cache.lengths[0]) - args[0].size(1) if cache is not None else 0
         row = position - 1 - past  # the logits there are of the next character
         if 0 <= row < logits.size(1):
             logits = logits.clone()
@@ -283,6 +288,7 @@ def other_prediction(module: TinyGPTModule, position: int) -> Iterator[None]:
 
 
 PAIR = QAPair(question="Xin", answer="chào BIC")
+TEXT = "Question: Xin \nAnswer: chào BIC."
 
 
 def test_metrics_equal_those_worked_out_by_hand(trainer: Callable[..., Trainer]) -> None:
@@ -341,24 +347,24 @@ def trained() -> TinyGPTModule:
     """A module that knows `PAIR` by heart."""
     module = make(NO_DROPOUT, lr=1e-2)
     optimizer = module.configure_optimizers()
-    ids = module.encode(PAIR.text)
+    ids = module.encode(TEXT)
     for _ in range(60):
         optimizer.zero_grad()
         F.cross_entropy(module.model(ids)[0, :-1], ids[0, 1:]).backward()
         optimizer.step()
-    assert said(module, PAIR) == PAIR.text
+    assert said(module, PAIR) == TEXT
     return module
 
 
-@pytest.mark.parametrize("position", range(1, len(PAIR.text)))
+@pytest.mark.parametrize("position", range(1, len(TEXT)))
 def test_one_wrong_character_of_the_answer_breaks_both(
     trainer: Callable[..., Trainer], trained: TinyGPTModule, position: int
 ) -> None:
     with other_prediction(trained, position):
         (metrics,) = trainer().validate(trained, QADataModule(PAIR.question, PAIR.answer), verbose=False)
         text = said(trained, PAIR)
-    in_the_prompt = position < len(PAIR.prompt)
-    assert (text == PAIR.text) is in_the_prompt
+    in_the_prompt = position < len("Question: Xin")
+    assert (text == TEXT) is in_the_prompt
     assert metrics["val/exact_match"] == float(in_the_prompt)
     assert (metrics["val/char_error_rate"] == 0) is in_the_prompt
 
@@ -374,20 +380,20 @@ def length(text: str) -> int:
 def test_predict_continues_each_prompt_as_its_settings_say(trainer: Callable[..., Trainer]) -> None:
     module = make().train()
     data = QADataModule(prompts=["Question: Xin", "chào"])
-    texts = trainer().predict(module, data)
+    (texts,) = trainer().predict(module, data)
     assert [length(text) for text in texts] == [64, 64]
     assert [text[:4] for text in texts] == ["Ques", "chào"]
     module.generation = GenerationConfig(max_length=20, temperature=2.0, seed=1)
-    sampled = trainer().predict(module, data)
+    (sampled,) = trainer().predict(module, data)
     assert [length(text) for text in sampled] == [20, 20]
     assert not texts[0].startswith(sampled[0])
-    assert sampled == trainer().predict(module, data)
+    assert [sampled] == trainer().predict(module, data)
 
 
 def test_a_completion_is_as_long_as_asked_for() -> None:
     text = said(make(), PAIR)
-    assert length(text) == len(PAIR.text)
-    assert text.startswith(PAIR.prompt)
+    assert length(text) == len(TEXT)
+    assert text.startswith("Question: Xin")
 
 
 def test_the_vocabulary_must_fit_the_model() -> None:

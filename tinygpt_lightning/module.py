@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics.text import CharErrorRate, Perplexity
+from torchmetrics.text import Perplexity
 
-from tinygpt_lightning.data import QAPair
+from tinygpt_lightning.gpt.batches import IGNORED, Batch, PairEncoder, exact_rows
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.gpt.template import Template
+from tinygpt_lightning.gpt.pairs import QAPair
+from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.gpt.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
+from tinygpt_lightning.metrics import BatchedCharErrorRate, MeanLoss
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,7 +33,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: Scores before softmax, ``(B, T, V)``.
-        targets: Character ids, ``(B, T)``.
+        targets: Character ids, ``(B, T)``; -100 is left out.
 
     Returns:
         A scalar.
@@ -45,20 +50,21 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"expected logits (B, T, V) for targets (B, T), got {tuple(logits.shape)} for {tuple(targets.shape)}"
         )
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 class TinyGPTModule(LightningModule):
-    """Trains a `TinyGPT` on a question-answer pair.
+    """Trains a `TinyGPT` on question-answer pairs.
 
-    Vocabulary and size travel in the checkpoint, so a checkpoint is all that ``predict`` needs.
+    Vocabulary, size and what is taught travel in the checkpoint, so a checkpoint is all that ``predict`` needs.
 
     Args:
         config: Size of the model, and its dropout.
         vocab: Symbol to id; null means the vocabulary of the default pair.
         optimizer: Makes the optimizer from the parameters. A factory, since every stage needs a new one.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; null means a constant rate.
-        loss_on: Whether the loss is over all characters, or over those behind the prompt only.
+        taught: What it learns; null means the default pair.
+        loss_on: What counts in the loss: all characters, or those after the prompt, which are the answer's.
 
     Attributes:
         model: The model.
@@ -75,10 +81,13 @@ class TinyGPTModule(LightningModule):
         vocab: dict[str, int] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-4, fused=True),
         lr_scheduler: LRSchedulerCallable | None = None,
+        taught: Taught | None = None,
         loss_on: Literal["all", "answer"] = "all",
     ) -> None:
         super().__init__()
-        self.tokenizer = CharTokenizer(vocab) if vocab is not None else CharTokenizer.from_text(QAPair().text)
+        default = Taught.of([QAPair()])
+        self.taught = taught or default
+        self.tokenizer = default.tokenizer() if vocab is None else CharTokenizer(vocab)
         if config.vocab_size != len(self.tokenizer):
             raise ValueError(
                 f"config.vocab_size: expected the vocabulary's {len(self.tokenizer)} symbols, got {config.vocab_size}"
@@ -87,10 +96,11 @@ class TinyGPTModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.loss_on = loss_on
-        self.template = Template()
         self.generation = GenerationConfig()
-        self.char_error_rate = CharErrorRate()
-        self.perplexity = Perplexity()
+        self.mean_loss = MeanLoss()
+        self.char_error_rate = BatchedCharErrorRate()
+        self.perplexity = Perplexity(ignore_index=IGNORED)
+        self._encoder = PairEncoder(self.tokenizer, self.taught)
 
     def configure_optimizers(self) -> Any:
         """Make a new optimizer, and scheduler, each time it is called."""
@@ -99,12 +109,16 @@ class TinyGPTModule(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
 
-    def training_step(self, pair: QAPair) -> Tensor:
-        """One step over the pair."""
-        logits, targets = self._score(pair)
-        start = self._answer_start(pair) if self.loss_on == "answer" else 0
-        loss = next_token_loss(logits[:, start:], targets[:, start:])
-        self.log("train/loss", loss, batch_size=1)
+    def training_step(self, pairs: Sequence[QAPair]) -> Tensor:
+        """One step over a batch of pairs."""
+        batch = self._encode(pairs)
+        targets = self._targets(batch)
+        loss = next_token_loss(self.model(batch.inputs), targets)
+        if self.trainer.world_size > 1:
+            # The mean over the processes is then the mean over all their characters, of which not all have as many.
+            count = (targets != IGNORED).sum().float()
+            loss = loss * (count / self.trainer.strategy.reduce(count.clone(), reduce_op="mean"))
+        self.log("train/loss", loss, batch_size=len(pairs), sync_dist=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -117,46 +131,51 @@ class TinyGPTModule(LightningModule):
             }
         )
 
-    def validation_step(self, pair: QAPair) -> None:
-        """Measure whether the pair is known by heart, with one forward pass.
+    def validation_step(self, pairs: Sequence[QAPair]) -> Tensor:
+        """Measure which pairs are known by heart, with one forward pass.
 
-        Greedy decoding gives the answer back if and only if every teacher-forced argmax over the answer is
-        right: up to the first mistake both see the same characters, and a mistake in one is one in the other.
+        Returns:
+            Whether each pair is, ``(B,)``.
         """
-        logits, targets = self._score(pair)
-        start = self._answer_start(pair)
-        predicted, expected = logits.argmax(dim=-1)[:, start:], targets[:, start:]  # (B, T - start)
-        self.char_error_rate.update(
-            [self.tokenizer.decode(row) for row in predicted.tolist()],
-            [self.tokenizer.decode(row) for row in expected.tolist()],
-        )
+        batch = self._encode(pairs)
+        logits, targets = self.model(batch.inputs), self._targets(batch)
+        exact = exact_rows(logits, batch.answers)  # (B,)
+        predicted, counts = logits.argmax(dim=-1), batch.answers != IGNORED  # (B, T)
+        self.mean_loss.update(next_token_loss(logits, targets), (targets != IGNORED).sum())
         self.perplexity.update(logits, targets)
+        self.char_error_rate.update(self._texts(predicted, counts), self._texts(batch.answers, counts))
         self.log_dict(
             {
-                "val/loss": next_token_loss(logits, targets),
-                "val/exact_match": float(predicted.equal(expected)),
+                "val/loss": self.mean_loss,
+                "val/exact_match": exact.float().mean(),
                 "val/char_error_rate": self.char_error_rate,
                 "val/perplexity": self.perplexity,
             },
-            batch_size=1,
+            batch_size=len(pairs),
             sync_dist=True,
         )
+        return exact
 
-    def predict_step(self, prompt: str) -> str:
-        """Continue ``prompt``."""
-        return self.complete(prompt, self.generation)
+    def predict_step(self, prompts: Sequence[str]) -> list[str]:
+        """Continue each of the prompts."""
+        return self.trained.complete_all(prompts, self.generation)
+
+    @property
+    def trained(self) -> TrainedGPT:
+        """The model in use, as it is now."""
+        return TrainedGPT(self.model, self.tokenizer, self.taught)
 
     def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
         """Continue ``prompt``, as `TrainedGPT.complete` does."""
-        return TrainedGPT(self.model, self.tokenizer, self.template).complete(prompt, generation)
+        return self.trained.complete(prompt, generation)
 
     def encode(self, text: str) -> Tensor:
         """Turn ``text`` into ids on the model's device, ``(1, T)``."""
         return torch.tensor([self.tokenizer.encode(text)], device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put size, vocabulary and template beside the weights that they belong to."""
-        checkpoint[CHECKPOINT_KEY] = describe(self.model.config, self.tokenizer, self.template)
+        """Put size, vocabulary and what was taught beside the weights that they belong to."""
+        checkpoint[CHECKPOINT_KEY] = describe(self.model.config, self.tokenizer, self.taught)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the vocabulary of the run that is resumed; refuse a checkpoint of another model.
@@ -165,21 +184,12 @@ class TinyGPTModule(LightningModule):
             CheckpointError: If the checkpoint has no model of this kind, or one of another size or vocabulary.
         """
         path = self.trainer.ckpt_path or "checkpoint"
-        config, tokenizer, self.template = read_description(checkpoint, path)
-        if tokenizer.vocab.keys() != self.tokenizer.vocab.keys():
-            raise CheckpointError(
-                path,
-                f"is of another vocabulary: expected the symbols {''.join(tokenizer.vocab)!r}, "
-                f"got {''.join(self.tokenizer.vocab)!r}",
-            )
-        saved = asdict(config)
-        for field, value in asdict(self.model.config).items():
-            if saved[field] != value:
-                raise CheckpointError(
-                    path, f"is of another model: expected model.config.{field} {saved[field]}, got {value}"
-                )
+        config, tokenizer, taught = read_description(checkpoint, path)
+        _check_alike(self, config, tokenizer, path)
         read_weights(checkpoint, config, path)
         self.tokenizer = tokenizer
+        if self.trainer.state.fn != TrainerFn.FITTING:  # a fit teaches what it was given
+            self.taught = taught
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # the base class lets code in the file run on request
@@ -195,15 +205,30 @@ class TinyGPTModule(LightningModule):
             CheckpointError: If the file is not a whole checkpoint of this project.
         """
         trained = load(checkpoint_path)
-        module = cls(trained.model.config, trained.tokenizer.vocab, **kwargs)
-        module.model, module.template = trained.model.train(), trained.template
+        module = cls(trained.model.config, trained.tokenizer.vocab, taught=trained.taught, **kwargs)
+        module.model = trained.model.train()
         return module
 
-    def _answer_start(self, pair: QAPair) -> int:
-        """Where the first character after the prompt is predicted."""
-        return len(self.tokenizer.encode(pair.prompt)) - 1
+    def _encode(self, pairs: Sequence[QAPair]) -> Batch:
+        # A new encoder where the vocabulary is another one: `OriginalStages` changes it.
+        if (self._encoder.tokenizer, self._encoder.taught) != (self.tokenizer, self.taught):
+            self._encoder = PairEncoder(self.tokenizer, self.taught)
+        return self._encoder(pairs).to(self.device)
 
-    def _score(self, pair: QAPair) -> tuple[Tensor, Tensor]:
-        """Logits ``(1, T, V)`` and the characters that should come next ``(1, T)``."""
-        ids = self.encode(pair.text)  # (1, T + 1)
-        return self.model(ids[:, :-1]), ids[:, 1:]
+    def _targets(self, batch: Batch) -> Tensor:
+        return batch.answers if self.loss_on == "answer" else batch.targets
+
+    def _texts(self, ids: Tensor, counts: Tensor) -> list[str]:
+        """The text of each row's ids, as far as they count."""
+        rows = zip(ids.tolist(), counts.tolist(), strict=True)
+        return [self.tokenizer.decode(compress(row, counted)) for row, counted in rows]
+
+
+def _check_alike(module: TinyGPTModule, config: GPTConfig, tokenizer: CharTokenizer, path: str | Path) -> None:
+    """Refuse a checkpoint of another model, or of one that knows other symbols."""
+    expected, got = ("".join(known.vocab) for known in (tokenizer, module.tokenizer))
+    if tokenizer.vocab.keys() != module.tokenizer.vocab.keys():
+        raise CheckpointError(path, f"is of another vocabulary: expected the symbols {expected!r}, got {got!r}")
+    for field, value in asdict(config).items():
+        if (asked := getattr(module.model.config, field)) != value:
+            raise CheckpointError(path, f"is of another model: expected model.config.{field} {value}, got {asked}")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tinygpt_lightning.gpt.generation import GenerationConfig, generate, next_character_probabilities
+from tinygpt_lightning.gpt.generation import GenerationConfig, generate, next_character_probabilities, stream
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 
@@ -62,22 +62,122 @@ def test_the_cache_saves_work(model: TinyGPT) -> None:
     assert lengths == [5, 1, 1, 1, 1]
 
 
-def test_the_default_is_greedy_and_64_characters(model: TinyGPT) -> None:
-    assert GenerationConfig() == GenerationConfig(max_length=64, temperature=0.0, top_k=None, top_p=None, seed=None)
+def test_the_default_is_greedy_and_as_far_as_the_model_goes(model: TinyGPT) -> None:
+    assert GenerationConfig() == GenerationConfig(max_length=None, temperature=0.0, top_k=None, top_p=None, seed=None)
+    assert generate(model, prompts()).shape == (3, 41)
     with pytest.raises(ValueError, match=r"at most 41, n_positions \+ 1, got 64"):
-        generate(model, prompts())
+        generate(model, prompts(), GenerationConfig(max_length=64))
 
 
-def test_each_row_of_a_batch_is_as_if_alone(model: TinyGPT) -> None:
-    config = GenerationConfig(max_length=40)
-    together = generate(model, prompts(batch=4), config)
-    for i, row in enumerate(together):
-        assert generate(model, prompts(batch=4)[i : i + 1], config)[0].equal(row)
+# Several prompts at once
 
 
-def test_rows_of_a_batch_are_sampled_independently(model: TinyGPT) -> None:
+CONFIGS = {
+    "greedy": GenerationConfig(max_length=40),
+    "sampled": SAMPLED,
+    "top_k": GenerationConfig(max_length=40, temperature=0.7, top_k=5, seed=1),
+    "top_p": GenerationConfig(max_length=40, temperature=1.5, top_p=0.8, seed=2),
+}
+LENGTHS = torch.tensor([5, 1, 17, 40, 9, 1])
+
+
+def ragged(padding: int = 0) -> Tensor:
+    ids = prompts(batch=len(LENGTHS), length=40)
+    return ids.masked_fill(torch.arange(40) >= LENGTHS.unsqueeze(1), padding)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_row_of_a_batch_is_as_if_alone(model: TinyGPT, name: str, use_cache: bool) -> None:
+    together = generate(model, ragged(), CONFIGS[name], lengths=LENGTHS, use_cache=use_cache)
+    for row, ids, length in zip(together, ragged(), LENGTHS, strict=True):
+        alone = generate(model, ids[:length].unsqueeze(0), CONFIGS[name])
+        assert row.equal(alone[0])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_stands_in_the_padding_makes_no_difference(model: TinyGPT, name: str, use_cache: bool) -> None:
+    one, other = (
+        generate(model, ragged(padding), CONFIGS[name], lengths=LENGTHS, use_cache=use_cache) for padding in (0, 33)
+    )
+    assert one.equal(other)
+
+
+def test_the_logits_of_a_row_are_those_that_it_has_alone(model: TinyGPT) -> None:
+    """To a millionth, through the cache, whatever the rows beside it are and whenever they end."""
+    end = 7
+    alone: dict[int, list[Tensor]] = {}
+    for i, (ids, length) in enumerate(zip(ragged(), LENGTHS, strict=True)):
+        steps = stream(model, ids[:length].unsqueeze(0), CONFIGS["greedy"], end=end, use_cache=False)
+        alone[i] = [step.logits[0] for step in steps]
+    together: dict[int, list[Tensor]] = {i: [] for i in alone}
+    for step in stream(model, ragged(), CONFIGS["greedy"], lengths=LENGTHS, end=end):
+        for i, logits in zip(step.rows.tolist(), step.logits, strict=True):
+            together[i].append(logits)
+    assert {i: len(logits) for i, logits in together.items()} == {i: len(logits) for i, logits in alone.items()}
+    for i, logits in alone.items():
+        for a, b in zip(logits, together[i], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def ending(model: TinyGPT) -> tuple[int, list[list[int]]]:
+    """A symbol that some of the texts come to, and what the texts are as far as that."""
+    texts = generate(model, ragged(), CONFIGS["sampled"], lengths=LENGTHS).tolist()
+    continuations = [text[length:] for text, length in zip(texts, LENGTHS.tolist(), strict=True)]
+    counts = {symbol: sum(symbol in text for text in continuations) for symbol in range(34)}
+    end = next(symbol for symbol, count in counts.items() if 2 <= count < sum(map(bool, continuations)))
+    cut = [text[: text.index(end) + 1] if end in text else text for text in continuations]
+    return end, [text[:length] + rest for text, length, rest in zip(texts, LENGTHS.tolist(), cut, strict=True)]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_text_ends_with_the_end_symbol_and_the_others_go_on(model: TinyGPT, use_cache: bool) -> None:
+    end, expected = ending(model)
+    texts = generate(model, ragged(), CONFIGS["sampled"], lengths=LENGTHS, end=end, use_cache=use_cache)
+    longest = max(map(len, expected))
+    assert texts.tolist() == [[*text, *[end] * (longest - len(text))] for text in expected]
+
+
+def test_it_is_over_when_all_texts_are(model: TinyGPT) -> None:
+    end, expected = ending(model)
+    ended = [i for i, text in enumerate(expected) if text[-1] == end and len(text) > LENGTHS[i]]
+    sizes: list[int] = []
+    model.h.register_forward_pre_hook(lambda _, args: sizes.append(args[0].size(0)))
+    texts = generate(model, ragged()[ended], CONFIGS["sampled"], lengths=LENGTHS[ended], end=end)
+    assert texts.size(1) == max(len(expected[i]) for i in ended)
+    steps = [len(expected[i]) - int(LENGTHS[i]) for i in ended]
+    assert sizes == [sum(taken > step for taken in steps) for step in range(max(steps))], (
+        "no work for a text that ended"
+    )
+
+
+def test_an_end_symbol_within_a_prompt_ends_nothing(model: TinyGPT) -> None:
+    ids = prompts(batch=1)
+    assert generate(model, ids, CONFIGS["greedy"], end=int(ids[0, 2])).size(1) > 5
+
+
+def test_the_prompts_are_left_as_they_are(model: TinyGPT) -> None:
+    ids, lengths = ragged(), LENGTHS.clone()
+    generate(model, ids, CONFIGS["greedy"], lengths=lengths)
+    assert ids.equal(ragged())
+    assert lengths.equal(LENGTHS)
+
+
+def test_without_a_seed_the_same_prompt_becomes_several_texts(model: TinyGPT) -> None:
     same_prompt = prompts(batch=1).expand(4, -1)
-    assert len({tuple(row) for row in generate(model, same_prompt, SAMPLED).tolist()}) == 4
+    unseeded = GenerationConfig(max_length=40, temperature=1.0)
+    assert len({tuple(row) for row in generate(model, same_prompt, unseeded).tolist()}) == 4
+    assert len({tuple(row) for row in generate(model, same_prompt, SAMPLED).tolist()}) == 1
+
+
+def test_a_draw_is_that_of_multinomial(model: TinyGPT) -> None:
+    config = GenerationConfig(max_length=6, temperature=0.8, seed=5)
+    with torch.no_grad():
+        logits = model.eval()(prompts())[:, -1]
+    probabilities = next_character_probabilities(logits, config)
+    expected = [torch.multinomial(row, 1, generator=torch.Generator().manual_seed(5)) for row in probabilities]
+    assert generate(model, prompts(), config)[:, -1].tolist() == torch.cat(expected).tolist()
 
 
 def test_a_prompt_of_max_length_comes_back_as_it_is(model: TinyGPT) -> None:
@@ -120,7 +220,8 @@ def test_the_training_mode_is_restored_after_an_error(model: TinyGPT) -> None:
 
 
 def test_samples_follow_the_models_distribution(model: TinyGPT) -> None:
-    config = GenerationConfig(max_length=6, temperature=0.8, top_k=6, seed=0)
+    # Rows have numbers of their own only where no seed is asked for; six standard deviations fail once in 10^8 runs.
+    config = GenerationConfig(max_length=6, temperature=0.8, top_k=6)
     n = 20_000
     drawn = generate(model, prompts(batch=1).expand(n, -1), config)[:, -1]
     with torch.no_grad():
@@ -128,7 +229,7 @@ def test_samples_follow_the_models_distribution(model: TinyGPT) -> None:
     expected = TopKLogitsWarper(6)(None, TemperatureLogitsWarper(0.8)(None, logits)).softmax(-1)[0]
     observed = drawn.bincount(minlength=34) / n
     assert not observed[expected == 0].any()
-    assert ((observed - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt()).all()
+    assert ((observed - expected).abs() <= 6 * (expected * (1 - expected) / n).sqrt()).all()
 
 
 # Distinct logits, since among equal ones it is a matter of taste which to keep; and close enough together
@@ -233,3 +334,9 @@ def test_a_setting_out_of_range_is_refused_by_name_and_value(name: str, value: f
 def test_the_largest_seed_is_allowed(model: TinyGPT) -> None:
     config = GenerationConfig(max_length=10, temperature=1.0, seed=2**63 - 1)
     assert generate(model, prompts(), config).equal(generate(model, prompts(), config))
+
+
+@pytest.mark.parametrize(("length", "reason"), [(0, "at least one character"), (12, "at most max_length=11")])
+def test_one_prompt_that_cannot_be_continued_is_refused_among_others(model: TinyGPT, length: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        generate(model, prompts(length=12), GenerationConfig(max_length=11), lengths=torch.tensor([3, length, 5]))

@@ -326,7 +326,8 @@ def test_cached_logits_equal_uncached_ones(prompt: int) -> None:
     cache = KVCache(40)
     pieces = [model(ids[:, :prompt], cache)]
     pieces += [model(ids[:, i : i + 1], cache) for i in range(prompt, 40)]
-    assert cache.length == 40
+    assert cache.lengths is not None
+    assert cache.lengths.tolist() == [40] * len(ids)
     cached, uncached = torch.cat(pieces, dim=1), model(ids)
     torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=0)
     assert cached.argmax(-1).equal(uncached.argmax(-1))

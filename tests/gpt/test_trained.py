@@ -13,7 +13,8 @@ from torch import Tensor
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, generate
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.gpt.template import Template
+from tinygpt_lightning.gpt.pairs import QAPair
+from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError
 from tinygpt_lightning.gpt.trained import TrainedGPT, describe, load
 
@@ -26,7 +27,7 @@ def checkpoint(model: TinyGPT, **changes: Any) -> dict[str, Any]:
     return {
         "pytorch-lightning_version": "2.6.6",
         "state_dict": {f"model.{name}": weight for name, weight in model.state_dict().items()},
-        "tinygpt": describe(model.config, CharTokenizer.from_text(SENTENCE), Template()),
+        "tinygpt": describe(model.config, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()])),
         **changes,
     }
 
@@ -111,7 +112,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def described() -> dict[str, Any]:
-    return describe(CONFIG, CharTokenizer.from_text(SENTENCE), Template())
+    return describe(CONFIG, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()]))
 
 
 def weights(**changes: Tensor) -> dict[str, Any]:
@@ -128,6 +129,27 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         "expected a vocabulary of 34 symbols, got 5",
     ),
     "no template": ({"tinygpt": {**described(), "template": "hello"}}, "template: expected {question}"),
+    "no list of questions": (
+        {"tinygpt": {**described(), "questions": "Xin chào"}},
+        "expected a list of texts as questions, got 'Xin chào'",
+    ),
+    "an answer that is no text": (
+        {"tinygpt": {**described(), "answers": [1]}},
+        "expected a list of texts as answers, got [1]",
+    ),
+    "an empty question": (
+        {"tinygpt": {**described(), "questions": [""]}},
+        "expected a list of texts as questions, got ['']",
+    ),
+    "a question without an answer": (
+        {"tinygpt": {**described(), "answers": []}},
+        "expected 1 answers, one to each question, got 0",
+    ),
+    "no length": ({"tinygpt": {**described(), "max_length": 0}}, "max_length: expected 1 or more, or none, got 0"),
+    "a length as truth": (
+        {"tinygpt": {**described(), "max_length": True}},
+        "max_length: expected 1 or more, or none, got True",
+    ),
     "an unknown entry": ({"tinygpt": {**described(), "x": 1}}, "its tinygpt has an unknown entry 'x'"),
     "a missing entry": ({"tinygpt": {"vocab": {}}}, "its tinygpt lacks 'config'"),
     "an unknown size": (config(depth=2), "its tinygpt.config has an unknown entry 'depth'"),

@@ -5,7 +5,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tinygpt_lightning import CharTokenizer, GPTConfig, QADataModule, Stage, StagedTraining, TinyGPTModule
-from tinygpt_lightning.data import QAPair
 from tinygpt_lightning.study.engine.ensemble import Ensemble
 
 CONFIG = GPTConfig(n_embd=32, n_head=2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
@@ -22,14 +21,14 @@ class Losses(Callback):
 @pytest.mark.parametrize("reset", [True, False])
 def test_a_replicate_is_a_fit_of_the_same_weights(tmp_path, reset):
     seeds, epochs = [4, 0, 9], 30
-    text = QAPair().text
+    text = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
     ids = torch.tensor([CharTokenizer.from_text(text).encode(text)])
     together = Ensemble(CONFIG, seeds, len(text) - 1, 1e-3, torch.device("cpu"))
     for stage in range(2):
         if stage:
             together.begin_stage(stage, reset_optimizer=reset, redraw_weights=False)
         for _ in range(epochs):
-            together.train_epoch(ids, len(QAPair().prompt))
+            together.train_epoch(ids, len("Question: Xin chào"))
     for index, seed in enumerate(seeds):
         torch.manual_seed(seed)
         module = TinyGPTModule(CONFIG, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))

@@ -17,7 +17,6 @@ from tinygpt_lightning.app.errors import UsageError
 from tinygpt_lightning.app.run import list_runs
 from tinygpt_lightning.app.settings import PROGRAM, Settings
 from tinygpt_lightning.gpt.files import write_whole
-from tinygpt_lightning.gpt.generation import check_lengths
 from tinygpt_lightning.module import TinyGPTModule
 
 VALIDATE = "Measure whether a trained model knows the sentence."
@@ -42,15 +41,15 @@ def predict(args: Sequence[str]) -> None:
         args: What was typed behind ``predict``.
     """
     made, module, trainer = _prepared(Settings("predict", PREDICT, args))
-    for prompt in made.data.prompts:
-        length = len(module.tokenizer.encode(prompt))
+    made.data.adopt(module.taught)
+    for prompt in made.data.asked.prompts:
         try:
-            check_lengths(length, made.generation.max_length, module.model.config.n_positions)
+            module.trained.encode_prompt(prompt, made.generation)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    texts = trainer.predict(module, made.data) or []
+    texts = [text for batch in trainer.predict(module, made.data) or [] for text in batch]
     if made.output:
-        rows = zip(made.data.prompts, texts, strict=True)
+        rows = zip(made.data.asked.prompts, texts, strict=True)
         lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
         write_output(Path(made.output), "".join(lines).encode())
     for text in texts:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import SWALR
 
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.progress import StageProgress
-from tinygpt_lightning.app.resume import Opened, how_to_go_on, opened
+from tinygpt_lightning.app.resume import Opened, check_pairs, how_to_go_on, opened
 from tinygpt_lightning.app.run import RunFiles
 from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.app.tensorboard import RunLogger, TensorBoardReport
@@ -26,9 +26,6 @@ from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
-from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.gpt.generation import GenerationConfig
-from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.gpt.trained import load
 from tinygpt_lightning.original import OriginalStages
 
@@ -43,8 +40,9 @@ def fit(args: Sequence[str]) -> None:
     """
     with opened(Settings("fit", SUMMARY, args)) as it:
         made = it.settings.instantiate()
-        _check_model(made)
+        _check_optimizer(made)
         _check_averaging(made)
+        check_pairs(it, made.data)
         stop = GracefulStop()
         trainer = it.settings.make_trainer(
             made,
@@ -55,7 +53,7 @@ def fit(args: Sequence[str]) -> None:
         with suppress(SIGTERMException):  # Lightning's, where the signal comes before it starts to train
             trainer.fit(made.model, made.data, ckpt_path=it.checkpoint)
         if trainer.is_global_zero:
-            _report(it, made.data.pair, trainer, stop)
+            _report(it, trainer, stop)
         if stop.received:
             sys.exit(128 + stop.received)
 
@@ -75,9 +73,9 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged = StagedTraining(made.stages, it.run.path)
     return [
         stop,
-        TensorBoardReport(made.data.pair, staged.schedule, it.settings.as_dict(), stop),
+        TensorBoardReport(staged.schedule, it.settings.as_dict(), stop),
         staged,
-        StageProgress(staged.schedule),
+        StageProgress(staged.schedule, len(made.data.taught.pairs)),
         ExactResume(),
         RunFiles(it.run, it.settings.dump(), made.save_every_n_epochs, stop),
     ]
@@ -90,19 +88,12 @@ def _logger(it: Opened, made: Namespace) -> object:
     return RunLogger(folder, name=name, version=version, default_hp_metric=False)
 
 
-def _check_model(made: Namespace) -> None:
-    """Refuse an optimizer that cannot be made, and a sentence that the model has no room for."""
+def _check_optimizer(made: Namespace) -> None:
+    """Refuse an optimizer that cannot be made."""
     try:
         made.model.configure_optimizers()
     except ValueError as error:
         raise UsageError(f"model.optimizer: {error}") from error
-    length = len(made.model.tokenizer.encode(made.data.pair.text))
-    n_positions = made.model.model.config.n_positions
-    if length - 1 > n_positions:
-        raise UsageError(
-            f"model.config.n_positions: expected {length - 1} or more, room for the sentence without its last "
-            f"character, got {n_positions}"
-        )
 
 
 def _check_averaging(made: Namespace) -> None:
@@ -115,19 +106,19 @@ def _check_averaging(made: Namespace) -> None:
         )
 
 
-def _report(it: Opened, pair: QAPair, trainer: Trainer, stop: GracefulStop) -> None:
+def _report(it: Opened, trainer: Trainer, stop: GracefulStop) -> None:
     """Say what came of it; and where not all stages are done, why, and how to go on."""
     if it.settings.config.trainer.fast_dev_run:
         say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
         return
     if trainer.current_epoch == trainer.max_epochs:
-        _print_result(pair, it.run.stage(len(it.settings.config.stages)), it.run.path)
+        _print_result(it.run.stage(len(it.settings.config.stages)), it.run.path)
         return
     reason, changes = _ending(it.settings, trainer, stop)
     if not it.run.last.exists():
         raise UsageError(f"{reason} before the first epoch was done; nothing is kept")
     if not stop.interrupted:
-        _print_result(pair, it.run.last, it.run.path)
+        _print_result(it.run.last, it.run.path)
     so_far = f"{reason} after epoch {trainer.current_epoch} of {trainer.max_epochs}"
     say(f"{so_far}; go on with: {how_to_go_on(it.run, *changes)}")
 
@@ -152,15 +143,19 @@ def _without(kind: type[Callback], settings: Settings) -> list[str]:
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 
 
-def _print_result(pair: QAPair, checkpoint: Path, run: Path) -> None:
+def _print_result(checkpoint: Path, run: Path) -> None:
     """Say on stdout what the run has learnt, as it is read back from its checkpoint, and where to look further."""
     trained = load(checkpoint)
-    length = len(trained.tokenizer.encode(pair.text))
-    text = trained.complete(pair.prompt, GenerationConfig(max_length=length))
-    indented = text.replace("\n", "\n           ")
-    print(f"prompt     {pair.prompt}")
-    print(f"generated  {indented}")
-    print(f"exact      {'yes' if text == normalize(pair.text) else 'no'}")
+    taught = trained.taught
+    if len(taught.pairs) == 1:
+        text = trained.complete(taught.prompts[0])
+        indented = text.replace("\n", "\n           ")
+        print(f"prompt     {taught.prompts[0]}")
+        print(f"generated  {indented}")
+        print(f"exact      {'yes' if text == taught.text(taught.pairs[0]) else 'no'}")
+    else:
+        print(f"pairs      {len(taught.pairs)}")
+        print(f"exact      {sum(trained.knows(taught.pairs))}")
     print(f"run        {run}")
     print(f"look       tensorboard --logdir {run.parent.parent}")
 

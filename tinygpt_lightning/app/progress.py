@@ -72,10 +72,12 @@ class StageProgress(Callback):
 
     Args:
         schedule: Which epoch belongs to which stage.
+        pairs: How many pairs are learnt.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, pairs: int = 1) -> None:
         self.schedule = schedule
+        self.pairs = pairs
         self.display = Display("epochs")
         self._index = -1
         self._start = 0  # epoch at which the stage that is shown began
@@ -98,7 +100,7 @@ class StageProgress(Callback):
             self._index, self._start = index, self.schedule.start_of_stage(epoch)
         title = f"stage {index + 1}/{len(self.schedule.stages)}"
         done, total = epoch + 1 - self._start, self.schedule.stages[index].epochs
-        state = _state(trainer.callback_metrics)
+        state = _state(trainer.callback_metrics, self.pairs)
         if self.display.is_live:
             self.display.update(title, done, total, state)
             return
@@ -122,8 +124,9 @@ class StageProgress(Callback):
             self._unsaid = ""
 
 
-def _state(metrics: dict[str, Any]) -> str:
-    exact = "exact" if metrics.get("val/exact_match") else "not exact yet"
+def _state(metrics: dict[str, Any], pairs: int) -> str:
+    share = float(metrics.get("val/exact_match", 0))
+    exact = f"{round(share * pairs)}/{pairs} exact" if pairs > 1 else "exact" if share else "not exact yet"
     # No step has been made yet where a run goes on from the very end of an epoch.
     return f"loss {float(metrics.get('train/loss', math.nan)):.3g}, {exact}"
 

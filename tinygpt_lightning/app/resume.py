@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.run import Run, list_runs, new_run
 from tinygpt_lightning.app.settings import PROGRAM, Settings
-from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint
+from tinygpt_lightning.data import QADataModule
+from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import locked, remove_leftovers, write_whole
+from tinygpt_lightning.gpt.pairs import QAPair
+from tinygpt_lightning.gpt.trained import read_description
 
 RUN_VARIABLE = "TINYGPT_RUN"  # tells the other processes of a distributed fit which folder the first one made
 # What may change on a run's way, since it changes nothing that is computed: what is shown, logged and saved, and
 # for how long the run goes on. Whatever is not named here may not.
 FREE_SETTINGS = (
     "data.prompts",
+    "data.questions",
     "generation",
     "save_every_n_epochs",
     "trainer.default_root_dir",
@@ -110,6 +115,27 @@ def opened(settings: Settings) -> Iterator[Opened]:
             resources.enter_context(_discarded_unless_begun(run))
         os.environ[RUN_VARIABLE] = str(run.path)
         yield Opened(run, settings, checkpoint)
+
+
+def check_pairs(it: Opened, data: QADataModule) -> None:
+    """Refuse to go on with a run if the file that it learns from has changed since.
+
+    Raises:
+        UsageError: The message names the first pair that differs.
+    """
+    if it.checkpoint is None or it.checkpoint.parent != it.run.path:
+        return
+    begun = read_description(read_state(it.checkpoint), it.checkpoint)[2].pairs
+    for number, (before, now) in enumerate(zip_longest(begun, data.taught.pairs), 1):
+        if before != now:
+            raise UsageError(
+                f"data.path: expected the pairs with which {it.run.path} was begun, but {data.path} has changed: pair "
+                f"{number} was {_shown(before)} and is {_shown(now)}"
+            )
+
+
+def _shown(pair: QAPair | None) -> str:
+    return "not there" if pair is None else f"{' → '.join(pair)!r:.120}"
 
 
 def how_to_go_on(run: Run, *changes: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tinygpt_lightning.app.errors import Parser, UsageError
 from tinygpt_lightning.callbacks.stages import Stage
-from tinygpt_lightning.data import QADataModule, QAPair
+from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 
 register_type(torch.device)  # which callbacks of Lightning have as a setting, or it could not be saved
@@ -38,6 +37,11 @@ GO_ON = (
     "What to go on with, instead of a new run: 'last' is the newest unfinished run of the same --config, in place; "
     "a run's folder is that run, in place; a checkpoint begins a new run with it."
 )
+_FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
+    "model.taught": lambda data: data.taught,
+    "model.vocab": lambda data: data.tokenizer.vocab,
+    "model.config.vocab_size": lambda data: len(data.tokenizer),
+}
 READ = "Checkpoint to read, or a run's folder; null means the newest finished run of the same --config."
 
 
@@ -106,19 +110,18 @@ class Settings(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
         if self.command == "predict":
             parser.add_argument("--output", type=str | None, help="File for the texts, one JSON object a line.")
-        pair = ("data.question", "data.answer")
-        parser.link_arguments(pair, "model.vocab", compute_fn=_vocab)
-        parser.link_arguments(pair, "model.config.vocab_size", compute_fn=lambda *pair: len(_vocab(*pair)))
+        # What is taught, and so the vocabulary, comes from the data, but not before a command asks for it: only
+        # `fit` makes its model from that, all others read it from a checkpoint.
+        parser.link_arguments("model.config.n_positions", "data.n_positions")
+        for target, read in _FROM_DATA.items():
+            parser.link_arguments("data", target, compute_fn=read, apply_on="instantiate")
         # For --help: the Trainer's many options after those of this project.
         parser._action_groups.sort(key=lambda group: "aspect of training" in str(group.title))  # type: ignore[attr-defined]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was typed."""
         # Lightning's own method warns of arguments that are handed over, as they are here.
-        try:
-            self.config = parser.parse_args(args)
-        except ValueError as error:  # from making the vocabulary, which the parser does not expect to fail
-            raise UsageError(str(error)) from error
+        self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:
         """Nothing yet: a command asks for what it needs, when it knows where."""
@@ -131,7 +134,8 @@ class Settings(LightningCLI):
         try:
             made: Namespace = self.parser.instantiate_classes(config)
         except (ValueError, MisconfigurationException) as error:
-            raise UsageError(str(error)) from error
+            reason = error.__cause__ or error  # the parser puts words of its own around what a link raises
+            raise (reason if isinstance(reason, OSError) else UsageError(str(reason))) from error
         return made
 
     def make_trainer(self, made: Namespace, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
@@ -164,7 +168,3 @@ class Settings(LightningCLI):
         """Where the runs of this configuration lie: named after the configuration files."""
         name = "-".join(file.stem for file in self.config_files) or "default"
         return Path(self.config.trainer.default_root_dir) / name
-
-
-def _vocab(question: str, answer: str) -> dict[str, int]:
-    return CharTokenizer.from_text(QAPair(question, answer).text).vocab

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.stages import Schedule
-from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.module import TinyGPTModule
+
+SHOWN = 3  # so many pairs are followed while a model learns them
 
 
 class RunLogger(TensorBoardLogger):
@@ -47,7 +47,6 @@ class TensorBoardReport(Callback):
     """Shows the loss of each stage in a curve of its own, the text as it improves, what the heads look at.
 
     Args:
-        pair: What is learnt.
         schedule: Which epoch belongs to which stage.
         settings: All settings of the run; the telling ones are compared with those of other runs.
         stop: The callback that knows whether somebody interrupted the run.
@@ -56,13 +55,11 @@ class TensorBoardReport(Callback):
 
     def __init__(
         self,
-        pair: QAPair,
         schedule: Schedule,
         settings: Mapping[str, Any],
         stop: GracefulStop,
         text_every_n_epochs: int = 5,
     ) -> None:
-        self.pair = pair
         self.schedule = schedule
         self.settings = settings
         self.stop = stop
@@ -92,12 +89,10 @@ class TensorBoardReport(Callback):
         done, step = trainer.current_epoch + 1, trainer.global_step - 1
         at_end = self.schedule.ends_stage(trainer.current_epoch)
         if at_end or done % self.text_every_n_epochs == 0 or done == 1:
-            length = len(pl_module.tokenizer.encode(self.pair.text))
-            text = pl_module.complete(self.pair.prompt, GenerationConfig(max_length=length))
-            verdict = "exact" if text == self.pair.text else "not exact"
-            writer.add_text("generated", f"epoch {done}, {verdict}:\n\n" + _as_code(text), step)
+            writer.add_text("generated", "\n\n".join(_said(pl_module, done)), step)
         if at_end:
-            ids = pl_module.encode(self.pair.text)[:, : pl_module.model.config.n_positions]  # (1, T)
+            first = pl_module.taught.text(pl_module.taught.pairs[0])
+            ids = pl_module.encode(first)[:, : pl_module.model.config.n_positions]  # (1, T)
             weights = pl_module.model.attention_weights(ids)[0]  # (H, T, T)
             writer.add_image("attention of the heads", tile_heads(weights), step)
         if done == trainer.max_epochs:
@@ -119,6 +114,15 @@ class TensorBoardReport(Callback):
         }
         assert trainer.logger  # noqa: S101
         trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+
+
+def _said(module: TinyGPTModule, epoch: int) -> Iterator[str]:
+    """What the module makes of some of its pairs, and whether that is what it should."""
+    pairs = module.taught.pairs[:SHOWN]
+    texts = module.trained.complete_all([module.taught.prompt(pair.question) for pair in pairs])
+    for pair, text in zip(pairs, texts, strict=True):
+        verdict = "exact" if text == module.taught.text(pair) else "not exact"
+        yield f"epoch {epoch}, {verdict}:\n\n" + _as_code(text)
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

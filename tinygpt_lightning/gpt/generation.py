@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import KVCache, TinyGPT, evaluating
 
@@ -15,27 +18,28 @@ class GenerationConfig:
     """How `generate` continues a prompt.
 
     Args:
-        max_length: Length of the text in characters, the prompt included.
+        max_length: Length of the text in characters, the prompt included; null means as far as its end symbol,
+            or as the longest text that was taught.
         temperature: 0 takes the likeliest character (greedy); 1 samples from the model's own distribution,
             less than 1 sharpens it, more flattens it.
         top_k: Sample only from the so many likeliest characters; null means all.
         top_p: Sample only from the fewest characters whose probabilities add up to this; null means all
             (Holtzman et al. 2020).
-        seed: Seed of the sampling: the same seed gives the same text; null draws a new one.
+        seed: Seed of the sampling: the same seed gives the same text to a prompt; null draws a new one for each.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
-    max_length: int = 64
+    max_length: int | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ValueError(f"max_length: expected 1 or more, got {self.max_length}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length: expected 1 or more, or null, got {self.max_length}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -94,43 +98,120 @@ def next_character_probabilities(logits: Tensor, config: GenerationConfig) -> Te
     return torch.empty_like(probabilities).scatter_(-1, order, probabilities).to(logits.dtype)
 
 
-@torch.inference_mode()
-def generate(model: TinyGPT, ids: Tensor, config: GenerationConfig | None = None, *, use_cache: bool = True) -> Tensor:
-    """Continue prompts up to ``config.max_length`` characters.
-
-    Dropout is off while it runs, and the global random generators are left as they are.
+class Step(NamedTuple):
+    """One more character of each text that goes on.
 
     Args:
-        model: The model; its training mode is restored.
-        ids: Prompts of one length, ``(B, T)``.
-        config: Greedy and 64 characters long by default.
-        use_cache: Whether to keep keys and values instead of computing them again for each new character;
-            the text is the same either way.
+        rows: Which texts they are, ``(R,)``.
+        ids: The characters, ``(R,)``.
+        logits: The scores that they were chosen by, ``(R, V)``.
+    """
 
-    Returns:
-        Prompt and continuation, ``(B, max_length)``.
+    rows: Tensor
+    ids: Tensor
+    logits: Tensor
+
+
+@torch.inference_mode()
+def stream(
+    model: TinyGPT,
+    ids: Tensor,
+    config: GenerationConfig | None = None,
+    *,
+    lengths: Tensor | None = None,
+    end: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[Step]:
+    """Continue prompts as `generate` does, a character at a time.
 
     Raises:
-        ValueError: If the prompt is empty or too long, or ``max_length`` is beyond ``n_positions``.
-
-    Source: Radford et al. 2019; caching as in Shazeer 2019, section 2.4.
+        ValueError: If a prompt is empty or too long, or ``max_length`` is beyond ``n_positions``.
     """
     config = config or GenerationConfig()
-    check_lengths(ids.size(1), config.max_length, model.config.n_positions)
+    lengths = _lengths(ids) if lengths is None else lengths
+    limit = config.max_length or model.config.n_positions + 1
+    for length in (int(lengths.min()), int(lengths.max())):
+        check_lengths(length, limit, model.config.n_positions)
     generator = torch.Generator()  # on the CPU, so that a seed means the same on every device
     if config.seed is None:
         generator.seed()
     else:
         generator.manual_seed(config.seed)
-    cache = KVCache(config.max_length) if use_cache else None
-    new = ids  # (B, T): what the cache has not seen yet
+    cache = KVCache(limit) if use_cache else None
+    rows = (lengths < limit).nonzero().squeeze(1)  # (R,): the texts that go on
+    texts, lengths = ids[rows], lengths[rows]
+    unseen, last = texts, lengths - 1  # what the model is still to see, and which of it is each text's last character
     with evaluating(model):
-        while ids.size(1) < config.max_length:
-            logits = model(new if cache else ids, cache)[:, -1]  # (B, V)
-            if config.temperature == 0:
-                new = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+        while rows.numel():
+            # The padding is on the right, where no character before it looks.
+            logits = model(unseen[:, : int(last.max()) + 1], cache)[torch.arange(len(rows)), last]  # (R, V)
+            new = _choose(logits, config, generator)  # (R,)
+            yield Step(rows, new, logits)
+            going = (lengths + 1 < limit) & (new != (-1 if end is None else end))
+            if cache:
+                cache.keep(going, lengths)
+                unseen, last = new[going].unsqueeze(1), torch.zeros_like(lengths[going])
             else:
-                probabilities = next_character_probabilities(logits.cpu(), config)
-                new = torch.multinomial(probabilities, 1, generator=generator).to(ids.device)
-            ids = torch.cat([ids, new], dim=1)
-    return ids
+                texts = F.pad(texts, (0, 1)).scatter(1, lengths.unsqueeze(1), new.unsqueeze(1))[going]
+                unseen, last = texts, lengths[going]
+            rows, lengths = rows[going], lengths[going] + 1
+
+
+def generate(
+    model: TinyGPT,
+    ids: Tensor,
+    config: GenerationConfig | None = None,
+    *,
+    lengths: Tensor | None = None,
+    end: int | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continue prompts up to ``config.max_length`` characters, or their end.
+
+    Each text is what its prompt alone would give. Dropout is off while it runs, and the global random generators
+    are left as they are.
+
+    Args:
+        model: The model; its training mode is restored.
+        ids: Prompts, ``(B, T)``; shorter ones are padded on the right.
+        config: Greedy by default; without a ``max_length`` the texts go on as far as the model has positions.
+        lengths: Length of each prompt, ``(B,)``; null means that they are all of one length.
+        end: The symbol that ends a text; null means that nothing does.
+        use_cache: Whether to keep keys and values instead of computing them again for each new character;
+            the text is the same either way.
+
+    Returns:
+        Prompts and continuations, ``(B, L)`` with the longest one's length. Behind the end of a text there is
+        nothing but its end symbol again.
+
+    Raises:
+        ValueError: If a prompt is empty or too long, or ``max_length`` is beyond ``n_positions``.
+
+    Source: Radford et al. 2019; caching as in Shazeer 2019, section 2.4.
+    """
+    lengths = _lengths(ids) if lengths is None else lengths.clone()
+    fill = 0 if end is None else end
+    texts = ids.masked_fill(torch.arange(ids.size(1), device=ids.device) >= lengths.unsqueeze(1), fill)
+    for step in stream(model, ids, config, lengths=lengths.clone(), end=end, use_cache=use_cache):
+        if int(lengths[step.rows].max()) == texts.size(1):
+            texts = F.pad(texts, (0, 1), value=fill)
+        texts[step.rows, lengths[step.rows]] = step.ids
+        lengths[step.rows] += 1
+    return texts[:, : int(lengths.max())]
+
+
+def _lengths(ids: Tensor) -> Tensor:
+    return torch.full((ids.size(0),), ids.size(1), device=ids.device)
+
+
+def _choose(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -> Tensor:
+    """The next character of each text, ``(R, V)`` to ``(R,)``."""
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = next_character_probabilities(logits.cpu(), config)
+    # A race: each character arrives after an exponential time, sooner the likelier it is, and the first one is a
+    # draw from the distribution; `torch.multinomial` does the same. With a seed all texts run it with the same
+    # numbers, so that each gets what it would get alone.
+    runs = len(logits) if config.seed is None else 1
+    times = torch.empty(runs, logits.size(-1)).exponential_(generator=generator)
+    return (probabilities / times).argmax(dim=-1).to(logits.device)

@@ -73,25 +73,52 @@ class GPTConfig:
 class KVCache:
     """The keys and values of the positions seen so far, so that a new one need not compute them again.
 
+    Slot ``i`` of a row belongs to its position ``i``, however long the other rows are.
+
     Args:
         max_length: Room for so many positions.
+
+    Attributes:
+        lengths: How many positions of each row are seen, ``(B,)``; none before the first ones.
     """
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
-        self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self.lengths: Tensor | None = None
+        self._keys = self._values = torch.empty(0)
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append ``(B, H, T, C/H)`` keys and values; return those of all positions."""
-        start, self.length = self.length, self.length + k.size(2)
-        if self._keys is None or self._values is None:
-            room = (k.size(0), k.size(1), self.max_length, k.size(3))
-            self._keys, self._values = k.new_empty(room), v.new_empty(room)
-        self._keys[:, :, start : self.length] = k
-        self._values[:, :, start : self.length] = v
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Append ``(B, H, T, C/H)`` keys and values.
+
+        Returns:
+            Those of all positions, ``(B, H, S, C/H)``, and which of them each row has, ``(B, 1, 1, S)``; null
+            where all rows have all.
+        """
+        B, H, T, D = k.shape
+        if self.lengths is None:
+            self.lengths = torch.zeros(B, dtype=torch.long, device=k.device)
+            # Zeros, since what is masked is multiplied by 0, which makes no 0 of what might lie in empty memory.
+            self._keys, self._values = k.new_zeros(B, H, self.max_length, D), v.new_zeros(B, H, self.max_length, D)
+        rows, slots = torch.arange(B).unsqueeze(1), self.lengths.unsqueeze(1) + torch.arange(T, device=k.device)
+        self._keys[rows, :, slots] = k.transpose(1, 2)  # (B, T, H, C/H)
+        self._values[rows, :, slots] = v.transpose(1, 2)
+        self.lengths = self.lengths + T
+        S = int(self.lengths.max())
+        mask = None
+        if T == 1 and int(self.lengths.min()) < S:
+            mask = (torch.arange(S, device=k.device) < self.lengths.unsqueeze(1)).view(B, 1, 1, S)
+        return self._keys[:, :, :S], self._values[:, :, :S], mask
+
+    def keep(self, rows: Tensor, lengths: Tensor) -> None:
+        """Go on with some rows and the beginning of each: the padding behind it is forgotten.
+
+        Args:
+            rows: Which rows stay, truth values, ``(B,)``.
+            lengths: How many positions of each row stay, ``(B,)``.
+        """
+        self.lengths = lengths[rows]
+        if not rows.all():
+            self._keys, self._values = self._keys[rows], self._values[rows]
 
 
 class CausalSelfAttention(nn.Module):
@@ -109,11 +136,17 @@ class CausalSelfAttention(nn.Module):
         """Map ``(B, T, C)`` to ``(B, T, C)``."""
         B, T, C = x.shape
         q, k, v = self._heads(x)  # (B, H, T, C/H) each
+        mask = None
         if cache is not None:
-            k, v = cache.extend(k, v)  # (B, H, S, C/H): S positions so far, the T new ones last
-        # A single position after the cached ones may see them all: there is nothing left to mask.
+            k, v, mask = cache.extend(k, v)  # (B, H, S, C/H): S positions so far
+        # A single position after the cached ones may see them all: there is no future to mask.
         y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.attn_pdrop if self.training else 0.0, is_causal=k.size(2) == T
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+            is_causal=k.size(2) == T and mask is None,
         )
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, C/H) -> (B, T, C)
         x = self.resid_dropout(self.c_proj(y))
@@ -221,20 +254,22 @@ class TinyGPT(nn.Module):
             return self.h.attn.weights(self.h.ln_1(self._embed(ids)))
 
     def _embed(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        start = cache.length if cache else 0
         T = ids.size(-1)
-        if not 1 <= start + T <= self.config.n_positions:
+        positions = torch.arange(T, device=ids.device)  # (T,)
+        if cache and cache.lengths is not None:
+            if T > 1:
+                raise ValueError(f"expected one new position after the {int(cache.lengths.max())} cached ones, got {T}")
+            positions = cache.lengths.unsqueeze(1)  # (B, 1)
+        if not T or (last := int(positions.max())) >= self.config.n_positions:
             raise ValueError(
-                f"expected a sequence of 1 to n_positions={self.config.n_positions} characters, got {start + T}"
+                f"expected a sequence of 1 to n_positions={self.config.n_positions} characters, got "
+                f"{last + 1 if T else 0}"
             )
-        if start and T > 1:
-            raise ValueError(f"expected one new position after the {start} cached ones, got {T}")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise ValueError(
                 f"expected ids from 0 to {self.config.vocab_size - 1} (vocab_size - 1), "
                 f"got {ids.min().item()} to {ids.max().item()}"
             )
-        positions = torch.arange(start, start + T, device=ids.device)  # (T,)
         x: Tensor = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
         return x
 

@@ -11,6 +11,9 @@ from tinygpt_lightning.gpt.files import write_whole
 
 PAD = "<pad>"
 UNK = "<unk>"
+EOS = "<eos>"
+SPECIALS = (PAD, UNK, EOS)
+MOST_NAMED = 100  # so many characters of a vocabulary are listed in a message
 
 
 class UnknownCharacterError(ValueError):
@@ -40,32 +43,43 @@ class CharTokenizer:
         vocab: Symbol to id. The ids are taken as they are: the weights of a trained model know its
             symbols by these numbers, so a vocabulary is kept, never worked out again.
 
+    Attributes:
+        vocab: Symbol to id.
+        end: The id of ``<eos>``, which ends a text; none where the vocabulary has no such symbol.
+
     Raises:
         VocabularyError: If the ids are not ``0 … len(vocab) - 1``, a symbol is neither one character nor
-            ``<pad>`` or ``<unk>``, or one of these two is missing.
+            ``<pad>``, ``<unk>`` or ``<eos>``, or one of the first two is missing.
 
-    >>> tokenizer = CharTokenizer.from_text("chào")
+    >>> tokenizer = CharTokenizer.from_text("chào", end_symbol=True)
     >>> tokenizer.vocab
-    {'c': 0, 'h': 1, 'o': 2, 'à': 3, '<pad>': 4, '<unk>': 5}
+    {'c': 0, 'h': 1, 'o': 2, 'à': 3, '<pad>': 4, '<unk>': 5, '<eos>': 6}
     >>> tokenizer.encode("hào")
     [1, 3, 2]
-    >>> tokenizer.decode([1, 3, 2])
+    >>> tokenizer.decode([1, 3, 2, tokenizer.end, 0])
     'hào'
     """
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
         check_vocab(vocab)
         self.vocab = dict(vocab)
+        self.end = self.vocab.get(EOS)
         self._symbols = sorted(self.vocab, key=self.vocab.__getitem__)
 
     @classmethod
-    def from_text(cls, text: str) -> CharTokenizer:
-        """Make the vocabulary of ``text``: its characters by code point, then ``<pad>`` and ``<unk>``.
+    def from_text(cls, *texts: str, end_symbol: bool = False) -> CharTokenizer:
+        """Make the vocabulary of ``texts``: their characters by code point, then ``<pad>`` and ``<unk>``.
+
+        Args:
+            texts: All that is to be encoded.
+            end_symbol: Whether to add ``<eos>``.
 
         Raises:
-            VocabularyError: If ``text`` holds a lone surrogate, which no UTF-8 file can keep.
+            VocabularyError: If a text holds a lone surrogate, which no UTF-8 file can keep.
         """
-        return cls({symbol: i for i, symbol in enumerate([*sorted(set(normalize(text))), PAD, UNK])})
+        characters = {character for text in texts for character in normalize(text)}
+        symbols = [*sorted(characters), PAD, UNK, *([EOS] if end_symbol else [])]
+        return cls({symbol: i for i, symbol in enumerate(symbols)})
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -94,14 +108,15 @@ in the vocabulary; it knows 'choà'
             position = ids.index(None)
             character = text[position]
             known = "".join(symbol for symbol in self._symbols if len(symbol) == 1)
+            more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
             raise UnknownCharacterError(
                 f"character {character!r} (U+{ord(character):04X}) at position {position + 1} of {text!r} "
-                f"is not in the vocabulary; it knows {known!r}"
+                f"is not in the vocabulary; it knows {known[:MOST_NAMED]!r}{more}"
             )
         return [i for i in ids if i is not None]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text; ``<pad>`` and ``<unk>`` appear by name.
+        """Turn ids into text, as far as the end symbol; ``<pad>`` and ``<unk>`` appear by name.
 
         Raises:
             ValueError: If an id is outside the vocabulary.
@@ -110,6 +125,8 @@ in the vocabulary; it knows 'choà'
         for i in ids:
             if not 0 <= i < len(self):
                 raise ValueError(f"expected ids from 0 to {len(self) - 1}, got {i}")
+        if self.end is not None and self.end in ids:
+            ids = ids[: ids.index(self.end)]
         return "".join(self._symbols[i] for i in ids)
 
     def save(self, path: str | Path) -> None:
@@ -135,8 +152,8 @@ def check_vocab(vocab: object) -> None:
     if not isinstance(vocab, Mapping):
         raise VocabularyError(f"expected an object from symbol to id, got {type(vocab).__name__}")
     for symbol in vocab:
-        if not isinstance(symbol, str) or (len(symbol) != 1 and symbol not in (PAD, UNK)):
-            raise VocabularyError(f"expected single characters, {PAD} and {UNK} as symbols, got {symbol!r}")
+        if not isinstance(symbol, str) or (len(symbol) != 1 and symbol not in SPECIALS):
+            raise VocabularyError(f"expected single characters, {', '.join(SPECIALS)} as symbols, got {symbol!r}")
         if "\ud800" <= symbol <= "\udfff":
             raise VocabularyError(f"expected valid Unicode, got the lone surrogate {symbol!r}")
     for special in (PAD, UNK):

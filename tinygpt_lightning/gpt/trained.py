@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from tinygpt_lightning.gpt.batches import PairEncoder, exact_rows
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
-from tinygpt_lightning.gpt.generation import GenerationConfig, generate
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, generate
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating
+from tinygpt_lightning.gpt.pairs import QAPair
+from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.template import Template
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 
 LAST = "last.ckpt"  # the newest checkpoint in a run's folder
 CHECKPOINT_KEY = "tinygpt"
+BATCH_SIZE = 64  # pairs that are looked at together
 _MODEL = "model."  # what Lightning puts before the weights' names: the model is an attribute of a module
 
 
@@ -28,20 +33,20 @@ class TrainedGPT:
     Args:
         model: The model.
         tokenizer: The vocabulary that its weights know.
-        template: The form of the texts that it learnt.
+        taught: What it was taught.
     """
 
-    def __init__(self, model: TinyGPT, tokenizer: CharTokenizer, template: Template | None = None) -> None:
+    def __init__(self, model: TinyGPT, tokenizer: CharTokenizer, taught: Taught = Taught()) -> None:  # noqa: B008
         self.model = model
         self.tokenizer = tokenizer
-        self.template = template or Template()
+        self.taught = taught
 
     def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
         """Continue ``prompt``.
 
         Args:
             prompt: Any text of known characters.
-            generation: How; greedy and 64 characters long by default.
+            generation: How; greedy by default, and as far as the text's end.
 
         Returns:
             The prompt in Unicode's composed form, and its continuation.
@@ -50,7 +55,7 @@ class TrainedGPT:
             UnknownCharacterError: If the vocabulary lacks a character.
             ValueError: If the prompt is empty or too long.
         """
-        return "".join(self._continue(prompt, generation))
+        return self.complete_all([prompt], generation)[0]
 
     def answer(self, question: str, generation: GenerationConfig | None = None) -> str:
         """Answer ``question``: the answer alone, without the template around it.
@@ -59,13 +64,53 @@ class TrainedGPT:
             UnknownCharacterError: If the vocabulary lacks a character.
             ValueError: If the question is too long.
         """
-        return self.template.answer(self._continue(self.template.prompt(question), generation)[1])
+        return self.answer_all([question], generation)[0]
 
-    def _continue(self, prompt: str, generation: GenerationConfig | None) -> tuple[str, str]:
-        ids = self.tokenizer.encode(prompt)
+    def complete_all(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Continue several prompts at once; each becomes what it becomes alone."""
+        return ["".join(parts) for parts in self._continue(prompts, generation)]
+
+    def answer_all(self, questions: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Answer several questions at once."""
+        prompts = [self.taught.template.prompt(question) for question in questions]
+        return [self.taught.template.answer(continuation) for _, continuation in self._continue(prompts, generation)]
+
+    def encode_prompt(
+        self, prompt: str, generation: GenerationConfig | None = None
+    ) -> tuple[list[int], GenerationConfig]:
+        """The ids of ``prompt``, and how it is continued once it is known where a text ends.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character.
+            ValueError: If the prompt is empty or too long.
+        """
+        generation = generation or GenerationConfig()
+        if generation.max_length is None:
+            generation = dataclasses.replace(generation, max_length=self.taught.max_length)
+        ids, n_positions = self.tokenizer.encode(prompt), self.model.config.n_positions
+        check_lengths(len(ids), generation.max_length or n_positions + 1, n_positions)
+        return ids, generation
+
+    def knows(self, pairs: Sequence[QAPair]) -> list[bool]:
+        """Which of ``pairs`` it would give back whole, found without generating anything."""
+        encode, device = PairEncoder(self.tokenizer, self.taught), self.model.wte.weight.device
+        known: list[bool] = []
+        with evaluating(self.model), torch.inference_mode():
+            for i in range(0, len(pairs), BATCH_SIZE):
+                batch = encode(pairs[i : i + BATCH_SIZE]).to(device)
+                known += exact_rows(self.model(batch.inputs), batch.answers).tolist()
+        return known
+
+    def _continue(self, prompts: Sequence[str], generation: GenerationConfig | None) -> list[tuple[str, str]]:
+        encoded = [self.encode_prompt(prompt, generation) for prompt in prompts]
+        lengths = torch.tensor([len(ids) for ids, _ in encoded])
+        ids = pad_sequence([torch.tensor(ids) for ids, _ in encoded], batch_first=True)
         device = self.model.wte.weight.device
-        text = generate(self.model, torch.tensor([ids], device=device), generation)[0].tolist()
-        return self.tokenizer.decode(text[: len(ids)]), self.tokenizer.decode(text[len(ids) :])
+        texts = generate(
+            self.model, ids.to(device), encoded[0][1], lengths=lengths.to(device), end=self.tokenizer.end
+        ).tolist()
+        decode = self.tokenizer.decode
+        return [(decode(text[:n]), decode(text[n:])) for text, n in zip(texts, lengths.tolist(), strict=True)]
 
 
 def load(path: str | os.PathLike[str]) -> TrainedGPT:
@@ -80,25 +125,33 @@ def load(path: str | os.PathLike[str]) -> TrainedGPT:
     if Path(path).is_dir():
         path = Path(path) / LAST
     checkpoint = read_checkpoint(path)
-    config, tokenizer, template = read_description(checkpoint, path)
+    config, tokenizer, taught = read_description(checkpoint, path)
     weights = read_weights(checkpoint, config, path)
     with torch.device("meta"):  # no weights are drawn that would be thrown away
         model = TinyGPT(config)
     model.load_state_dict(weights, assign=True)
     if config.tie_weights:
         model.lm_head.weight = model.wte.weight
-    return TrainedGPT(model.eval(), tokenizer, template)
+    return TrainedGPT(model.eval(), tokenizer, taught)
 
 
-def describe(config: GPTConfig, tokenizer: CharTokenizer, template: Template) -> dict[str, Any]:
+def describe(config: GPTConfig, tokenizer: CharTokenizer, taught: Taught) -> dict[str, Any]:
     """What a checkpoint holds under `CHECKPOINT_KEY`, so that its weights can be used."""
-    return {"config": dataclasses.asdict(config), "vocab": tokenizer.vocab, "template": template.pattern}
+    return {
+        "config": dataclasses.asdict(config),
+        "vocab": tokenizer.vocab,
+        "template": taught.template.pattern,
+        # Two lists of texts: of ten thousand pairs, reading a list of pairs takes four times as long.
+        "questions": [pair.question for pair in taught.pairs],
+        "answers": [pair.answer for pair in taught.pairs],
+        "max_length": taught.max_length,
+    }
 
 
 def read_description(
     checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
-) -> tuple[GPTConfig, CharTokenizer, Template]:
-    """Size, vocabulary and template of the model in a checkpoint, whatever somebody may have put there.
+) -> tuple[GPTConfig, CharTokenizer, Taught]:
+    """Size, vocabulary and what was taught of the model in a checkpoint, whatever somebody may have put there.
 
     Raises:
         CheckpointError: If it is none that `describe` has made; ``path`` is named.
@@ -106,7 +159,7 @@ def read_description(
     described = checkpoint.get(CHECKPOINT_KEY)
     if described is None:
         raise CheckpointError(path, f"is of another model: it has no entry {CHECKPOINT_KEY!r}")
-    _check_names(described, ("config", "vocab", "template"), CHECKPOINT_KEY, path)
+    _check_names(described, ("config", "vocab", "template", "questions", "answers", "max_length"), CHECKPOINT_KEY, path)
     types = get_type_hints(GPTConfig)
     _check_names(described["config"], types, f"{CHECKPOINT_KEY}.config", path)
     for name, value in described["config"].items():
@@ -116,14 +169,27 @@ def read_description(
             raise CheckpointError(path, f"is of no model: expected {names} as config.{name}, got {value!r}")
     try:
         config, tokenizer = GPTConfig(**described["config"]), CharTokenizer(described["vocab"])
-        template = Template(str(described["template"]))
+        taught = _read_taught(described)
     except ValueError as error:
         raise CheckpointError(path, f"is of no model: {error}") from error
     if config.vocab_size != len(tokenizer):
         raise CheckpointError(
             path, f"is of no model: expected a vocabulary of {config.vocab_size} symbols, got {len(tokenizer)}"
         )
-    return config, tokenizer, template
+    return config, tokenizer, taught
+
+
+def _read_taught(described: Mapping[str, Any]) -> Taught:
+    questions, answers, max_length = (described[name] for name in ("questions", "answers", "max_length"))
+    for name, texts in (("questions", questions), ("answers", answers)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"expected a list of texts as {name}, got {texts!r:.60}")
+    if len(questions) != len(answers):
+        raise ValueError(f"expected {len(questions)} answers, one to each question, got {len(answers)}")
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise ValueError(f"max_length: expected 1 or more, or none, got {max_length!r:.60}")
+    pairs = tuple(map(QAPair, questions, answers))
+    return Taught(pairs, Template(str(described["template"])), max_length)
 
 
 def read_weights(checkpoint: Mapping[str, Any], config: GPTConfig, path: str | os.PathLike[str]) -> dict[str, Tensor]:
