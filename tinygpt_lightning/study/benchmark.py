@@ -38,10 +38,10 @@ def compare(
     together = Ensemble(recipe, range(seeds), torch.device("cpu"), measure_updates=False)
     model = TinyGPT(recipe.config)
     optimizer, _ = recipe.build_optimizer(0, list(model.parameters()))
-    ids = together.lesson.ids
+    lesson = together.lesson
 
     def alone() -> None:
-        loss = F.cross_entropy(model(ids[None, :-1])[0], ids[1:])
+        loss = F.cross_entropy(model(lesson.inputs[None])[0], lesson.targets)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

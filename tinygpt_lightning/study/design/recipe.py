@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinygpt_lightning.app.errors import Parser, UsageError, shorten
 from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
-from tinygpt_lightning.data import QAPair
+from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer, VocabularyError, normalize
+from tinygpt_lightning.gpt.taught import Taught
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
 
@@ -73,7 +74,8 @@ class Recipe:
         loss_on: Whether the loss is over all characters or over those of the answer.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the scheduler from the optimizer; null means a constant rate. It steps once an epoch.
-        pair: Question and answer, in Unicode's composed form.
+        taught: What it learns: one pair.
+        vocabulary: The symbols of that, numbered as they are made.
         stages: The stages, in order.
         renumber: Whether the vocabulary is numbered anew where a stage ends, the original's mistake.
     """
@@ -83,7 +85,8 @@ class Recipe:
     loss_on: str
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
-    pair: QAPair
+    taught: Taught
+    vocabulary: CharTokenizer
     stages: list[StudyStage]
     renumber: bool
 
@@ -92,13 +95,22 @@ class Recipe:
         """All settings as one string: what the rows of a run are known by."""
         return as_key(self.settings)
 
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return self.taught.text(self.taught.pairs[0])
+
+    @property
+    def prompt(self) -> str:
+        """Its beginning, which is given."""
+        return self.taught.prompts[0]
+
     def tokenizer(self, stage: int) -> CharTokenizer:
         """The vocabulary in use at ``stage``, from 0; the reading after the last one counts as a stage too.
 
         Numbering it anew a second time changes nothing more.
         """
-        made = CharTokenizer.from_text(self.pair.text)
-        return renumber(made) if stage and self.renumber else made
+        return renumber(self.vocabulary) if stage and self.renumber else self.vocabulary
 
     def beginning(self, stage: int) -> str:
         """What decides how ``stage`` goes, but for its length: runs that agree in it up to here go on together."""
@@ -136,8 +148,9 @@ class RecipeParser(Parser):
 
     def add_recipe_arguments(self) -> None:
         """Add what makes a run, in the words of `fit`."""
-        self.add_class_arguments(TinyGPTModule, "model", instantiate=False, skip={"vocab"})
-        self.add_class_arguments(QAPair, "data")
+        self.add_class_arguments(TinyGPTModule, "model", instantiate=False, skip={"vocab", "taught"})
+        others = {"path", "batch_size", "questions", "prompts", "n_positions"}  # of many pairs, or of other commands
+        self.add_class_arguments(QADataModule, "data", instantiate=False, skip=others)
         one_stage = [Namespace(dataclasses.asdict(StudyStage(epochs=30)))]  # type: ignore[no-untyped-call]
         self.add_argument("--stages", type=list[StudyStage], default=one_stage, help="The stages, in order.")
         self.add_argument(
@@ -177,28 +190,23 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     parsed = parser.parse_object(json.loads(json.dumps(settings)))  # the parser changes what it is given
     try:
         made = parser.instantiate_classes(parsed)
-        pair = QAPair(*map(normalize, made.data))
-        config = dataclasses.replace(made.model.config, vocab_size=len(CharTokenizer.from_text(pair.text)))
-    except (ValueError, VocabularyError, MisconfigurationException) as error:
+        data = QADataModule(**made.data, n_positions=made.model.config.n_positions)
+        taught, vocabulary = data.taught, data.tokenizer
+        config = dataclasses.replace(made.model.config, vocab_size=len(vocabulary))
+    except (ValueError, MisconfigurationException) as error:
         raise UsageError(str(error)) from None
     plain = parser.plain(parsed)
-    plain["data"] = pair._asdict()
+    plain["data"].update(data.pair._asdict())
     plain["model"]["config"] = dataclasses.asdict(config)
     recipe = Recipe(
-        plain, config, made.model.loss_on, made.model.optimizer, made.model.lr_scheduler, pair, made.stages,
-        made.renumber,
+        plain, config, made.model.loss_on, made.model.optimizer, made.model.lr_scheduler, taught, vocabulary,
+        made.stages, made.renumber,
     )  # fmt: skip
     _check(recipe)
     return recipe
 
 
 def _check(recipe: Recipe) -> None:
-    length = len(recipe.pair.text)
-    if recipe.config.n_positions < length - 1:
-        raise UsageError(
-            f"model.config.n_positions: expected {length - 1} or more, room for the sentence's {length} characters "
-            f"without the last one, got {recipe.config.n_positions}"
-        )
     try:
         Schedule(recipe.stages)
     except StageError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinygpt_lightning.gpt.batches import IGNORED, PairEncoder
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.study.design.recipe import Recipe
 from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters
@@ -27,21 +28,23 @@ class Lesson:
     """A sentence to learn, in ids.
 
     Args:
-        ids: Of its characters, ``(T + 1,)``.
+        inputs: Of its characters but the last one, ``(T,)``.
+        targets: Of the character that comes next, ``(T,)``.
         answer: Index of the first target that belongs to the answer.
         loss: Index of the first target that the loss is over.
     """
 
-    ids: Tensor
+    inputs: Tensor
+    targets: Tensor
     answer: int
     loss: int
 
     @classmethod
     def of(cls, recipe: Recipe, stage: int, device: torch.device) -> Lesson:
         """What ``recipe`` teaches at ``stage``, in the vocabulary in use there."""
-        ids = torch.tensor(recipe.tokenizer(stage).encode(recipe.pair.text), device=device)
-        answer = len(recipe.pair.prompt) - 1  # here the first character after the prompt is predicted
-        return cls(ids, answer, answer if recipe.loss_on == "answer" else 0)
+        batch = PairEncoder(recipe.tokenizer(stage), recipe.taught)(recipe.taught.pairs).to(device)  # of one pair
+        answer = int((batch.answers == IGNORED).sum())
+        return cls(batch.inputs[0], batch.targets[0], answer, answer if recipe.loss_on == "answer" else 0)
 
 
 class Ensemble:
@@ -69,7 +72,7 @@ class Ensemble:
         self.lesson = Lesson.of(recipe, 0, device)
         self.parameters = draw_parameters(recipe.config, self.seeds, 0, device)
         self.steps = Steps(recipe, 0, self.parameters.values(), measure_updates)
-        self._noise = DropoutNoise(recipe.config, len(self.lesson.ids) - 1, device)
+        self._noise = DropoutNoise(recipe.config, len(self.lesson.inputs), device)
         self._stage_start = 0
 
     @property
@@ -136,8 +139,8 @@ class Ensemble:
             parameter.copy_(self.parameters[name][index])
 
     def _forward(self, dropout: Tensor | None) -> tuple[Tensor, Tensor]:
-        targets = self.lesson.ids[1:]  # (T,)
-        logits = stacked_logits(self.parameters, self.config, self.lesson.ids[:-1], dropout)  # (S, T, V)
+        targets = self.lesson.targets
+        logits = stacked_logits(self.parameters, self.config, self.lesson.inputs, dropout)  # (S, T, V)
         right = logits.detach().argmax(dim=-1) == targets  # (S, T)
         scored = logits[:, self.lesson.loss :].log_softmax(dim=-1)
         wanted = targets[self.lesson.loss :].view(1, -1, 1).expand(len(scored), -1, 1)

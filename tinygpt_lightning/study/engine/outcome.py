@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.text import char_error_rate
 
-from tinygpt_lightning.gpt.generation import GenerationConfig, generate
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
+from tinygpt_lightning.gpt.trained import TrainedGPT
 from tinygpt_lightning.study.design.recipe import Recipe
 from tinygpt_lightning.study.engine.ensemble import Ensemble
 
@@ -113,9 +113,7 @@ class _Reader:
         return found
 
     def _say(self, tokenizer: CharTokenizer) -> Outcome:
-        expected = self.recipe.pair.text
-        prompt = torch.tensor([tokenizer.encode(self.recipe.pair.prompt)], device=self.ensemble.device)
-        ids = generate(self.model, prompt, GenerationConfig(max_length=len(expected)))
-        text = tokenizer.decode(ids[0].tolist())
+        expected = self.recipe.text
+        text = TrainedGPT(self.model, tokenizer, self.recipe.taught).complete(self.recipe.prompt)
         error_rate = number(char_error_rate([text], [expected]).item())
         return {"exact": text == expected, "text": text, "char_error_rate": error_rate}

@@ -53,7 +53,7 @@ def _attention(x: Tensor, parameters: Parameters, config: GPTConfig, drop: _Drop
     # Scaled before the product: it has fewer numbers than the product.
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (S, H, T, T)
     future = torch.full((T, T), -torch.inf, device=x.device).triu(1)
-    y = drop((scores + future).softmax(dim=-1)) @ v  # (S, H, T, C/H)
+    y: Tensor = drop((scores + future).softmax(dim=-1)) @ v  # (S, H, T, C/H)
     return y.transpose(1, 2).reshape(S, T, C)
 
 

@@ -38,8 +38,7 @@ def cipher_text(outcome: Outcome, text: str) -> str:
 
 def cipher_figure(cell: Cell, seed: int, outcome: Outcome) -> Figure:
     """The same as a picture, with what is wrong in another colour."""
-    pair = cell.recipe.pair
-    readings = _readings(outcome, pair.text)
+    readings = _readings(outcome, cell.recipe.text)
     truth = readings[0][1]
     lines = -(-len(truth) // COLUMNS)
     figure = Figure(figsize=(13, 0.6 + 1.5 * lines), layout="constrained")
@@ -50,7 +49,7 @@ def cipher_figure(cell: Cell, seed: int, outcome: Outcome) -> Figure:
             axes.text(-0.4, y + 0.5, name, ha="right", va="center", fontsize=11)
             for i in range(line * COLUMNS, min(len(truth), (line + 1) * COLUMNS)):
                 character = reading[i] if i < len(reading) else ""
-                is_given = row == 0 or i < len(pair.prompt)
+                is_given = row == 0 or i < len(cell.recipe.prompt)
                 colour = GIVEN if is_given else RIGHT if character == truth[i] else WRONG
                 _draw_character(axes, i % COLUMNS, y, character, colour)
     axes.set_xlim(-6.2, COLUMNS + 0.1)

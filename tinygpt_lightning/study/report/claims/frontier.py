@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from typing_extensions import override
 
-from tinygpt_lightning.data import QAPair
-from tinygpt_lightning.study.design.recipe import n_parameters
+from tinygpt_lightning.study.design.recipe import Recipe, n_parameters
 from tinygpt_lightning.study.design.study import Cell
 from tinygpt_lightning.study.evidence.statistics import clopper_pearson
 from tinygpt_lightning.study.report.claims.cipher import symbols
@@ -132,7 +131,7 @@ class Frontier(Claims):
                 else f"one of {every.parameters:,} parameters"
             )
             found.append(f"The smallest one that every seed learns is {same}, in {every.steps:,} steps.")
-        bound = smallest_possible(smallest.cell.recipe.pair)
+        bound = smallest_possible(smallest.cell.recipe)
         if bound and smallest.parameters == n_parameters(bound):
             smaller = [point for point in self.points if point.parameters < smallest.parameters]
             runs = sum(point.n for point in smaller)
@@ -147,19 +146,19 @@ class Frontier(Claims):
     def sections(self) -> list[str]:
         if not self.points:
             return []
-        pair = self.points[0].cell.recipe.pair
-        argument = proof(pair)
+        recipe = self.points[0].cell.recipe
+        argument = proof(recipe)
         return [
             "![frontier](frontier.png)",
             *(["## Why no smaller one exists", *argument] if argument else []),
-            *self._experiment(pair),
+            *self._experiment(recipe),
         ]
 
-    def _experiment(self, pair: QAPair) -> list[str]:
+    def _experiment(self, recipe: Recipe) -> list[str]:
         rows = []
         for point in self.points:
             if point.k == 0:
-                answers = [symbols(o["text"])[len(pair.prompt) :] for o in self.results.by_cell[point.cell].values()]
+                answers = [symbols(o["text"])[len(recipe.prompt) :] for o in self.results.by_cell[point.cell].values()]
                 most = max(len(set(answer)) for answer in answers)
                 rows.append([point.cell.name, f"{point.parameters:,}", f"{point.steps:,}", point.interval, str(most)])
         if not rows:

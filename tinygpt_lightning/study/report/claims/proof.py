@@ -4,38 +4,33 @@ from __future__ import annotations
 
 from itertools import count, product
 
-from tinygpt_lightning.data import QAPair
 from tinygpt_lightning.gpt.model import GPTConfig
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.study.design.recipe import n_parameters
+from tinygpt_lightning.study.design.recipe import Recipe, n_parameters
 from tinygpt_lightning.study.report.markdown import table
 
 MOST_WITHOUT_BIAS = 3  # symbols that a network of width 2 without biases can ever say
 
 
-def least(pair: QAPair, width: int, *, bias: bool, tied: bool) -> GPTConfig:
-    """The smallest network of a kind that can read the sentence, whose last character is never read.
-
-    >>> n_parameters(least(QAPair(), 2, bias=True, tied=True))
-    237
-    """
-    vocab_size = len(CharTokenizer.from_text(pair.text))
-    return GPTConfig(vocab_size, len(pair.text) - 1, width, 1, n_inner=1, bias=bias, tie_weights=tied)
+def least(recipe: Recipe, width: int, *, bias: bool, tied: bool) -> GPTConfig:
+    """The smallest network of a kind that can read the sentence."""
+    # The last symbol is written and not read, so it needs no position.
+    n_positions = (recipe.taught.max_length or 0) - 1
+    return GPTConfig(recipe.config.vocab_size, n_positions, width, 1, n_inner=1, bias=bias, tie_weights=tied)
 
 
-def smallest_possible(pair: QAPair) -> GPTConfig | None:
+def smallest_possible(recipe: Recipe) -> GPTConfig | None:
     """The smallest network that can say the answer; null if that has so few symbols that the proof says nothing."""
-    return least(pair, 2, bias=True, tied=True) if _symbols(pair) > MOST_WITHOUT_BIAS else None
+    return least(recipe, 2, bias=True, tied=True) if _symbols(recipe) > MOST_WITHOUT_BIAS else None
 
 
-def kinds_below(pair: QAPair, parameters: int) -> list[GPTConfig]:
+def kinds_below(recipe: Recipe, parameters: int) -> list[GPTConfig]:
     """The smallest network of every kind that has one with fewer parameters: by width, biases and tied weights.
 
     What else GPT-2 leaves open only adds to these: a wider MLP, more positions. Heads cost nothing.
     """
     found: list[GPTConfig] = []
     for width in count(1):
-        kinds = [least(pair, width, bias=bias, tied=tied) for bias, tied in product((False, True), repeat=2)]
+        kinds = [least(recipe, width, bias=bias, tied=tied) for bias, tied in product((False, True), repeat=2)]
         smaller = [config for config in kinds if n_parameters(config) < parameters]
         if not smaller:
             return found
@@ -43,14 +38,14 @@ def kinds_below(pair: QAPair, parameters: int) -> list[GPTConfig]:
     return found
 
 
-def proof(pair: QAPair) -> list[str]:
+def proof(recipe: Recipe) -> list[str]:
     """The argument, in Markdown; nothing if it does not hold for this sentence."""
-    config = smallest_possible(pair)
+    config = smallest_possible(recipe)
     if config is None:
         return []
     parameters, V = n_parameters(config), config.vocab_size
     rows = []
-    for kind in kinds_below(pair, parameters):
+    for kind in kinds_below(recipe, parameters):
         says = "the same symbol always" if kind.n_embd == 1 else f"{MOST_WITHOUT_BIAS} symbols at most"
         answers = ["yes" if answer else "no" for answer in (kind.bias, kind.tie_weights)]
         rows.append([str(kind.n_embd), *answers, str(n_parameters(kind)), says])
@@ -63,7 +58,7 @@ def proof(pair: QAPair) -> list[str]:
         "- **Width 2.** Of two numbers LayerNorm leaves (u, −u), with u between −1 and 1: whatever the block does, the "
         "network can only choose u. *Without biases* each logit is u times a number of its own, so the largest is one "
         "symbol for every u above 0, another for every u below, and at 0 all are equal and the first one is taken: "
-        f"{MOST_WITHOUT_BIAS} symbols, and the answer has {_symbols(pair)}.\n"
+        f"{MOST_WITHOUT_BIAS} symbols, and the answer has {_symbols(recipe)}.\n"
         f"- *With biases* the logits are {V} straight lines over u, and the embeddings choose slope and height of each "
         "freely: as tangents of one parabola, each is the highest somewhere. A position's own embedding then chooses "
         f"its u, so that a network of {parameters} parameters can be written down without any training; a test of this "
@@ -74,5 +69,5 @@ def proof(pair: QAPair) -> list[str]:
     ]
 
 
-def _symbols(pair: QAPair) -> int:
-    return len(set(pair.text[len(pair.prompt) :]))
+def _symbols(recipe: Recipe) -> int:
+    return len(set(recipe.text[len(recipe.prompt) :]))

@@ -69,7 +69,7 @@ class Riddle(Claims):
                 "## What the network said",
                 f"{cell.name}, seed {seed}: one set of weights, read with two vocabularies.",
                 "![The cipher](cipher.png)",
-                cipher_text(self.results.by_cell[cell][seed], cell.recipe.pair.text),
+                cipher_text(self.results.by_cell[cell][seed], cell.recipe.text),
             ]
         return found
 
