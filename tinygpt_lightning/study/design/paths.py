@@ -69,7 +69,6 @@ def _steps(path: str) -> list[Step]:
     for match in _STEP.finditer(path):
         if match.start() != end:
             break
-        end = match.end()
         if match["name"]:
             steps.append(match["name"])
         elif match["colon"]:
@@ -80,6 +79,7 @@ def _steps(path: str) -> list[Step]:
             steps.append(slice(start, start + 1 or None))
         else:
             break
+        end = match.end()
     if end != len(path) or not steps or path.startswith("."):
         raise UsageError(
             f"expected the path of a setting, such as model.config.n_embd or stages[1:].weights, got {path!r}"
