@@ -161,8 +161,9 @@ class RecipeParser(Parser):
         )
 
     def plain(self, settings: Any) -> dict[str, Any]:
-        """What was parsed, as plain values."""
+        """What was parsed, as plain values; but not the size of the vocabulary, which the data decide."""
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
+        del everything["model"]["config"]["vocab_size"]
         return everything
 
 
@@ -197,7 +198,6 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
         raise UsageError(str(error)) from None
     plain = parser.plain(parsed)
     plain["data"].update(data.pair._asdict())
-    plain["model"]["config"] = dataclasses.asdict(config)
     recipe = Recipe(
         plain, config, made.model.loss_on, made.model.optimizer, made.model.lr_scheduler, taught, vocabulary,
         made.stages, made.renumber,
