@@ -139,7 +139,7 @@ def test_when_the_second_moment_carries_the_reset():
     text = paragraph(claims)
     assert title(claims, "tiny") == "The reset, answered"
     assert text.startswith("**What carries the reset's effect is starting exp_avg_sq anew.**")
-    assert "Step size alone makes 0 % of the effect" in text
+    assert "Step size alone explains 0 % of the effect" in text
 
 
 def test_when_both_moments_carry_it_together_and_one_alone_explodes():
@@ -148,7 +148,7 @@ def test_when_both_moments_carry_it_together_and_one_alone_explodes():
     assert title(claims, "tiny") == "The reset, answered"  # a cell that diverges is a result
     assert text.startswith("**What carries the reset's effect is starting exp_avg and exp_avg_sq anew.**")
     assert "exp_avg_sq alone ends at 55 nats, above the loss of knowing nothing in 20 seeds" in text
-    assert "Step size alone makes 50 % of the effect" in text
+    assert "Step size alone explains 50 % of the effect" in text
     table = "\n".join(claims.sections())
     assert "| exp_avg kept, exp_avg_sq new, step new | no number | 20 | – | – | 0 / 20 |" in table
     assert set(claims.figures()) == {"reset", "exactness", "loss", "update_norm"}

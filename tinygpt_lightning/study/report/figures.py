@@ -86,7 +86,7 @@ def exactness_figure(results: Results) -> Figure:
     axes.set_ylim(len(cells) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("runs that reproduce the sentence exactly, with 95 % Clopper–Pearson intervals")
+    figure.supxlabel("runs that reproduce the sentence exactly, with 95 % Clopper–Pearson intervals", fontsize=10)
     figure.suptitle("Exact reproduction by cell", weight="bold")
     if misread:
         handles = [

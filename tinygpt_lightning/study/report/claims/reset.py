@@ -78,7 +78,7 @@ class Reset(Claims):
             + (f", above the loss of knowing nothing in {share.exploded} seeds" if share.exploded else "")
             for new, share in parts
         ]
-        return [f"Less does not do: {'; '.join(words)}."] if words else []
+        return [f"Less is not enough: {'; '.join(words)}."] if words else []
 
     def _step_size(self) -> list[str]:
         found = []
@@ -86,9 +86,9 @@ class Reset(Claims):
             if share.cell.recipe.stages[-1].first_update == "as_new":
                 outcomes = self.results.by_cell[share.cell].values()
                 factor = spread(outcome["learning_rate_factor"] for outcome in outcomes)
-                part = "no share that can be told" if share.mean is None else f"{100 * share.mean:.0f} %"
+                part = "a part that cannot be told" if share.mean is None else f"{100 * share.mean:.0f} %"
                 found.append(
-                    f"Step size alone makes {part} of the effect on the loss's logarithm: with everything kept and "
+                    f"Step size alone explains {part} of the effect on the loss's logarithm: with everything kept and "
                     f"the learning rate times {factor}, so that the first update is as large as the reset's, the "
                     f"final loss is {share.loss}."
                 )
