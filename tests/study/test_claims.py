@@ -125,7 +125,9 @@ def reset(losses, seeds=20, control=0.1):
         kept = "".join(letter for letter, level in zip("est", cell.levels.values(), strict=False) if level == "kept")
         loss = control if cell.control else losses[kept]
         more = {"learning_rate_factor": 7.0} if cell.control else {}
-        return outcome(True, loss=loss and loss * (1 + seed / 100), update_norm=[1.0, 2.0], first_update_norm=1.0, **more)
+        return outcome(
+            True, loss=loss and loss * (1 + seed / 100), update_norm=[1.0, 2.0], first_update_norm=1.0, **more
+        )
 
     return Reset(results_of(tiny_study(TWO_STAGES, **{**RESET, "seeds": seeds}), decide))
 

@@ -43,7 +43,9 @@ def test_mcnemar_by_hand():
 
 def test_cochran_by_hand():
     """Of three levels one is right in 6 of 20 seeds less: Q = 12 with two degrees of freedom."""
-    [test] = contrasts_of(results_of(study(LETTERS), lambda cell, seed: outcome(cell.levels["letter"] != "c" or seed > 5))).values()
+    [test] = contrasts_of(
+        results_of(study(LETTERS), lambda cell, seed: outcome(cell.levels["letter"] != "c" or seed > 5))
+    ).values()
     assert (test.test, test.factor, test.within, test.levels) == ("Cochran's Q", "letter", "all runs", ("a", "b", "c"))
     assert (test.n, test.exact, test.differing) == (20, (20, 20, 14), 6)
     assert test.p == pytest.approx(2.718281828 ** (-12 / 2))
@@ -61,7 +63,9 @@ def test_the_factor_that_decides_is_found(decisive):
 
 def test_a_seed_counts_once_and_only_if_all_its_runs_are_exact():
     def decide(cell, seed):
-        return outcome(not (seed == 7 and cell.levels.get("weights") == "redrawn" and cell.levels["optimizer"] == "new"))
+        return outcome(
+            not (seed == 7 and cell.levels.get("weights") == "redrawn" and cell.levels["optimizer"] == "new")
+        )
 
     test = contrasts_of(results_of(tiny_study(seeds=20), decide))["optimizer", "vocabulary stable"]
     assert (test.levels, test.n, test.exact, test.differing) == (("new", "kept"), 20, (19, 20), 1)
@@ -77,7 +81,7 @@ def test_too_few_seeds_establish_nothing():
 def test_seeds_with_missing_runs_are_left_out_of_their_tests_only():
     results = results_of(
         tiny_study(seeds=20),
-        lambda cell, _seed: outcome(True),
+        lambda _cell, _seed: outcome(True),
         keep=lambda cell, seed: not (seed == 3 and cell.levels.get("optimizer") == "kept"),
     )
     tests = contrasts_of(results)
@@ -105,7 +109,9 @@ def test_a_paired_difference_by_hand():
 
 def test_friedman_of_three_levels():
     """Each seed's loss is lowest with a and highest with c: chi² = 2 · 20, two degrees of freedom."""
-    results = results_of(study(LETTERS), lambda cell, seed: outcome(True, loss=seed + "abc".index(cell.levels["letter"])))
+    results = results_of(
+        study(LETTERS), lambda cell, seed: outcome(True, loss=seed + "abc".index(cell.levels["letter"]))
+    )
     loss = effects_of(results)["letter", "final loss, dropout off (nats)", "all runs"]
     assert (loss.n, loss.medians, loss.mean, loss.interval) == (20, (9.5, 10.5, 11.5), None, None)
     assert loss.p == pytest.approx(2.718281828 ** (-40 / 2))
@@ -115,7 +121,7 @@ def test_friedman_of_three_levels():
 
 
 def test_what_no_run_has_is_no_measure():
-    results = results_of(study(TWO), lambda cell, _seed: outcome(False, epochs=None))
+    results = results_of(study(TWO), lambda _cell, _seed: outcome(False, epochs=None))
     assert {effect.measure for effect in effects(results)} == {
         "final loss, dropout off (nats)", "final loss, dropout on (nats)",
     }  # fmt: skip
@@ -123,9 +129,7 @@ def test_what_no_run_has_is_no_measure():
 
 def test_rows_outside_the_design_are_left_aside():
     wide = tiny_study(seeds=8)
-    rows = [
-        Row(Common(cell.recipe.settings, {}), seed, 1.0, outcome(True)) for cell in wide.cells for seed in range(8)
-    ]
+    rows = [Row(Common(cell.recipe.settings, {}), seed, 1.0, outcome(True)) for cell in wide.cells for seed in range(8)]
     narrow = tiny_study(factors=schedule("1×3"), seeds=2)
     results = Results(narrow, rows)
     assert (len(results.runs), results.missing) == (4, 0)

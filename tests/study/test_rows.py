@@ -34,7 +34,14 @@ def test_what_runs_share_has_one_line(tmp_path):
     writer.write(ROWS[:1])
     writer.write(ROWS[1:])
     lines = (tmp_path / "rows-0.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [line.startswith('{"run": ') and '"settings"' in line for line in lines] == [True, False, False, True, False, False]
+    assert [line.startswith('{"run": ') and '"settings"' in line for line in lines] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_run_made_twice_counts_once(tmp_path):

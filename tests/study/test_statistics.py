@@ -71,7 +71,11 @@ def test_cochran_by_its_formula(outcomes):
         assert cochran_q(outcomes) == 1
         return
     columns = [sum(column) for column in zip(*outcomes, strict=True)]
-    q = (k - 1) * (k * sum(c * c for c in columns) - sum(columns) ** 2) / (k * sum(columns) - sum(sum(r) ** 2 for r in outcomes))
+    q = (
+        (k - 1)
+        * (k * sum(c * c for c in columns) - sum(columns) ** 2)
+        / (k * sum(columns) - sum(sum(r) ** 2 for r in outcomes))
+    )
     assert cochran_q(outcomes) == pytest.approx(chi_square_tail(q, k - 1), abs=1e-12)
 
 

@@ -52,7 +52,11 @@ def test_each_part_of_the_state_is_kept_or_new_by_itself(kept):
 
 
 def test_the_first_update_can_be_as_large_as_a_new_optimizers():
-    stages = {"new": {}, "kept": {"reset_optimizer": False}, "larger": {"reset_optimizer": False, "first_update": "as_new"}}
+    stages = {
+        "new": {},
+        "kept": {"reset_optimizer": False},
+        "larger": {"reset_optimizer": False, "first_update": "as_new"},
+    }
     norms, moved, factors = {}, {}, {}
     for name, stage in stages.items():
         asked = recipe(stage=stage)

@@ -121,7 +121,10 @@ def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
     ("stage", "reason"),
     [
         ({"keep": {"momentum": True}}, "keep: expected exp_avg, exp_avg_sq, step of Adam"),
-        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "reset_optimizer": False}, "like the one before"),
+        (
+            {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "reset_optimizer": False},
+            "like the one before",
+        ),
         ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "keep": {"step": True}}, "of SGD"),
     ],
 )

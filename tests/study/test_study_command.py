@@ -14,7 +14,7 @@ from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study.command import parse
 from tinygpt_lightning.study.engine.ensemble import Ensemble
 
-from .tiny import RIDDLE, ROOT, RUN, command, comparable, read_rows, run, schedule, tiny_study, write_config
+from .tiny import RIDDLE, ROOT, command, comparable, read_rows, run, schedule, tiny_study, write_config
 
 ONE_VOCABULARY = {"factors": {**schedule("1×3"), "vocabulary": {"stable": {"renumber": False}}}}
 
@@ -188,7 +188,9 @@ def test_a_factor_that_nobody_thought_of(tmp_path, monkeypatch, capfd):
     lines = [line for line in report.splitlines() if line.startswith("| ")]
     for head in ("1", "2"):
         assert any(
-            re.match(rf"\| model.optimizer.lr \| model.config.n_head {head} \| 0.0001 / 0.03 / 0.1 \|.*Cochran's Q", line)
+            re.match(
+                rf"\| model.optimizer.lr \| model.config.n_head {head} \| 0.0001 / 0.03 / 0.1 \|.*Cochran's Q", line
+            )
             for line in lines
         )
     for rate in ("0.0001", "0.03", "0.1"):

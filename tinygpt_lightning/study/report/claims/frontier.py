@@ -103,14 +103,11 @@ class Frontier(Claims):
 
     @override
     def shortcoming(self) -> str | None:
-        results = self.results
-        if results.missing:
-            return "not all runs are there"
-        if results.diverged:
-            return f"{results.diverged} of {len(results.runs)} runs diverged"
+        if reason := self.gap():
+            return reason
         if not self.smallest:
             return "no network learns the sentence"
-        n = len(results.seeds)
+        n = len(self.results.seeds)
         if clopper_pearson(n, n).low < 1 - OPEN:
             return f"{n} seeds leave more than {100 * OPEN:.0f} % of all seeds open, whatever they do"
         return None

@@ -40,13 +40,16 @@ class Claims:
 
     def shortcoming(self) -> str | None:
         """Why the report is no answer; null if it is one."""
-        results = self.results
-        if results.missing:
+        if not (reason := self.gap()) and not any(contrast.decisive for contrast in self.contrasts):
+            return f"{len(self.results.seeds)} seeds establish no effect on exactness"
+        return reason
+
+    def gap(self) -> str | None:
+        """What is wrong with the runs themselves; null if nothing is."""
+        if self.results.missing:
             return "not all runs are there"
-        if results.diverged:
-            return f"{results.diverged} of {len(results.runs)} runs diverged"
-        if not any(contrast.decisive for contrast in self.contrasts):
-            return f"{len(results.seeds)} seeds establish no effect on exactness"
+        if self.results.diverged:
+            return f"{self.results.diverged} of {len(self.results.runs)} runs diverged"
         return None
 
     @property
