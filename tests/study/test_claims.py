@@ -142,6 +142,7 @@ def test_when_the_second_moment_carries_the_reset():
     assert title(claims, "tiny") == "The reset, answered"
     assert text.startswith("**What carries the reset's effect is starting exp_avg_sq anew.**")
     assert "Step size alone explains 0 % of the effect" in text
+    assert not any("Why, as far as" in section for section in claims.sections())
 
 
 def test_when_both_moments_carry_it_together_and_one_alone_explodes():
@@ -152,6 +153,7 @@ def test_when_both_moments_carry_it_together_and_one_alone_explodes():
     assert "exp_avg_sq alone ends at 55 nats, above the loss of knowing nothing in 20 seeds" in text
     assert "Step size alone explains 50 % of the effect" in text
     table = "\n".join(claims.sections())
+    assert "Why, as far as" in table
     assert "| exp_avg kept, exp_avg_sq new, step new | no number | 20 | – | – | 0 / 20 |" in table
     assert set(claims.figures()) == {"reset", "exactness", "loss", "update_norm"}
 

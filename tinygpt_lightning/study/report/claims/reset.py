@@ -115,7 +115,7 @@ class Reset(Claims):
             "that of everything new, 1; mean over the seeds, each compared with itself, with a percentile bootstrap "
             f"interval. From {CARRIES} on, a part is said to carry the effect. p: sign test against everything kept. "
             "*Seeds above knowing nothing*: the loss at the end is above that of a uniform guess, or no number.",
-            WHY,
+            *([WHY] if self.carriers == [MOMENTS] else []),
         ]
 
     @override
@@ -143,9 +143,13 @@ class Reset(Claims):
         return figure
 
 
+MOMENTS = frozenset({"exp_avg", "exp_avg_sq"})
+# Said only where the rows agree with it.
 WHY = (
     "Why, as far as arithmetic goes: AdamW divides the first moment by the root of the second. The second one, kept, "
     "still holds the large gradients of the beginning, so every step is small; anew, it holds those of today, and the "
     "step is about the learning rate in each weight, however small the gradients have become. The first moment, kept, "
-    "is of yesterday's size: divided by a second moment of today's size it is far too large a step, once."
+    "is of yesterday's size: divided by a second moment of today's size it is far too large a step, once. "
+    "(Others restart them on purpose: AdaR, IJCAI 2025, both moments on a cycle; Abuduweili and Liu 2024, arXiv "
+    "2412.02153, are about the second moment's start from zero.)"
 )
