@@ -25,7 +25,8 @@ from tinygpt_lightning import (
     load,
     read_checkpoint,
 )
-from tinygpt_lightning.original import OriginalStages, renumber
+from tinygpt_lightning.original.stages import OriginalStages
+from tinygpt_lightning.original.vocabulary import renumber
 
 SPECIALS = ["<pad>", "<unk>"]
 

@@ -1,34 +1,17 @@
-"""The command line: a table of commands."""
+"""The command line: from what was typed to a command."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from tinygpt_lightning.app import evaluate
-from tinygpt_lightning.app import fit as training
+from tinygpt_lightning.app.commands import COMMANDS, PROGRAM, Command
 from tinygpt_lightning.app.errors import UsageError, explained
-from tinygpt_lightning.app.settings import PROGRAM
-
-Command = Callable[[Sequence[str]], None]
-
-
-def _study(args: Sequence[str]) -> None:
-    # Only now: an experiment is nothing that the other commands should load.
-    from tinygpt_lightning.study.command import study
-
-    study(args)
-
-
-COMMANDS: dict[str, tuple[str, Command]] = {
-    "fit": (training.SUMMARY, training.fit),
-    "validate": (evaluate.VALIDATE, evaluate.validate),
-    "predict": (evaluate.PREDICT, evaluate.predict),
-    "study": ("Run an experiment: many runs that differ in one thing, and a report on what it does.", _study),
-}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -39,8 +22,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     command, *rest = (sys.argv[1:] if args is None else args) or [""]
     _prepare_streams()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call
     # Which callbacks a run may go on without is told by comparing its settings.
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided")
@@ -50,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if command in ("-h", "--help"):
             print(usage())
         elif command in COMMANDS:
-            COMMANDS[command][1](rest)
+            _loaded(COMMANDS[command])(rest)
         else:
             raise UsageError(f"expected a command, one of {', '.join(COMMANDS)}, got {command!r}")
 
@@ -65,11 +46,23 @@ def usage() -> str:
             "A one-block GPT-2 that learns one sentence in stages.",
             "",
             "commands:",
-            *(f"  {name:{width}}  {summary}" for name, (summary, _) in COMMANDS.items()),
+            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
             "",
             f"{PROGRAM} COMMAND --help explains the settings of one.",
         ]
     )
+
+
+def _loaded(command: Command) -> Callable[[Sequence[str]], None]:
+    """The function behind a command, with the libraries that this one needs."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # they take seconds: Ctrl-C ends that without a traceback
+    try:
+        function: Callable[[Sequence[str]], None] = getattr(import_module(command.module), command.function)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # after their import, which sets another level
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return function
 
 
 def _prepare_streams() -> None:

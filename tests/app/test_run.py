@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tinygpt_lightning.app.run import Run, list_runs, new_run
+import pytest
+
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.app.run import Run, configured_root, list_runs, new_run, newest_of_all, runs_folder
 
 
 def test_runs_are_numbered_and_listed_in_order(tmp_path: Path) -> None:
@@ -41,3 +45,33 @@ def test_a_run_is_finished_when_its_last_stage_is(tmp_path: Path) -> None:
     assert run.is_finished(1)
     run.stage(2).touch()
     assert run.is_finished()
+
+
+def finished(folder: Path) -> Run:
+    run = new_run(folder)
+    run.config.write_text("stages: [{epochs: 1}]", encoding="utf-8")
+    run.stage(1).touch()
+    return run
+
+
+def test_the_newest_run_of_all_is_the_one_finished_last(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no finished run in"):
+        newest_of_all(tmp_path)
+    first, second = finished(tmp_path / "b"), finished(tmp_path / "a")
+    new_run(tmp_path / "c")  # not finished
+    new_run(tmp_path / "d").config.write_text("somebody: else's", encoding="utf-8")
+    for age, run in enumerate((second, first)):
+        os.utime(run.stage(1), (1000 - age, 1000 - age))
+    assert newest_of_all(tmp_path) == second.stage(1)
+    os.utime(first.stage(1), (2000, 2000))
+    assert newest_of_all(tmp_path) == first.stage(1)
+
+
+def test_the_last_configuration_says_where_runs_lie(tmp_path: Path) -> None:
+    files = []
+    for number, text in enumerate(("stages: []", "trainer: {default_root_dir: a}", "trainer: {max_epochs: 1}", "")):
+        files.append(tmp_path / f"{number}.yaml")
+        files[-1].write_text(text, encoding="utf-8")
+    assert configured_root(files) == "a"
+    assert configured_root(files[:1]) == "checkpoints"
+    assert runs_folder(files[:2], configured_root(files)) == Path("a/0-1")

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import SENTENCE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from tinygpt_lightning.app.tensorboard import tile_heads
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def test_the_text_improves_until_it_is_exact(events: EventAccumulator) -> None:
 def test_the_heads_are_shown_at_each_stage_end(events: EventAccumulator) -> None:
     images = events.Images("attention of the heads")
     assert [image.step for image in images] == [29, 59]
-    assert {(image.width, image.height) for image in images} == {(4 * (64 * 3 + 6) + 6, 64 * 3 + 6 + 6)}
+    assert {(image.width, image.height) for image in images} == {(4 * (64 * 10 + 16) + 6, 64 * 10 + 16 + 6)}
 
 
 def test_settings_stand_beside_what_came_of_them(events: EventAccumulator) -> None:
@@ -55,14 +52,3 @@ def test_settings_stand_beside_what_came_of_them(events: EventAccumulator) -> No
     session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     for name in (b"n_embd", b"learning_rate", b"stages", b"30 + 30"):
         assert name in session
-
-
-def test_a_head_is_dark_where_it_does_not_look_and_bright_where_it_does() -> None:
-    first, second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    picture = tile_heads(torch.stack([first, second]), columns=2, zoom=1, gap=1)
-    brightness = picture.sum(dim=0)
-    dark, bright = brightness[1, 2], brightness[1, 1]
-    assert dark < 0.5 < 2 < bright
-    expected = torch.tensor([[bright, dark, 3.0, dark, dark], [dark, bright, 3.0, bright, dark]])
-    assert torch.equal(brightness[1:3, 1:6], expected)
-    assert torch.equal(brightness[0], torch.full((7,), 3.0))

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tinygpt_lightning.gpt.files import FolderLockedError, locked, remove_leftovers, whole_file, write_whole
+from tinygpt_lightning.gpt.files import (
+    FolderLockedError,
+    locked,
+    remove_leftovers,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 
 
 def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -53,3 +60,50 @@ def test_a_folder_is_locked_once(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_appears_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in ("before", "after"):  # the second one takes the place of the first
+        with whole_folder(path) as unfinished:
+            (unfinished / content).touch()
+            assert not (path / content).exists()
+        assert [file.name for file in path.iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path, before: bool) -> None:
+    path = tmp_path / "a"
+    if before:
+        path.mkdir()
+        (path / "before").touch()
+
+    def fail() -> None:
+        with whole_folder(path) as unfinished:
+            (unfinished / "after").touch()
+            raise OSError(28, "No space left on device", str(unfinished / "after"))
+
+    with pytest.raises(OSError, match="No space left on device") as error:
+        fail()
+    assert error.value.filename == str(path)
+    assert [file.name for file in tmp_path.rglob("*")] == (["a", "before"] if before else [])
+
+
+def test_a_folder_that_cannot_take_its_name_gives_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "before").touch()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == path and (self / "after").exists():
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output error"), whole_folder(path) as unfinished:
+        (unfinished / "after").touch()
+    assert [file.name for file in tmp_path.rglob("*")] == ["a", "before"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tinygpt_lightning.gpt.model import GPTConfig, KVCache, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, KVCache, TinyGPT, without_weights
 
 SMALL = GPTConfig(n_positions=48, n_embd=32, n_head=4)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -347,3 +347,11 @@ def test_cached_positions_count_towards_n_positions() -> None:
     model(random_ids(length=48), cache)
     with pytest.raises(ValueError, match="n_positions=48 characters, got 49"):
         model(random_ids(length=1), cache)
+
+
+def test_a_model_without_weights_has_the_shapes_and_takes_no_memory() -> None:
+    config = replace(SMALL, initializer_range=0.1, tie_weights=True)
+    shapes = {name: weight.shape for name, weight in without_weights(config).state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in make(config).state_dict().items()}
+    immense = without_weights(replace(SMALL, n_embd=4 * 10**6))
+    assert all(parameter.is_meta for parameter in immense.parameters())

@@ -16,7 +16,7 @@ from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.pairs import QAPair
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError
-from tinygpt_lightning.gpt.trained import TrainedGPT, describe, load
+from tinygpt_lightning.gpt.trained import TrainedGPT, describe, load, save
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 CONFIG = GPTConfig(n_positions=64, n_embd=32, n_head=4)
@@ -187,3 +187,14 @@ def test_nonsense_is_refused_in_a_line_that_names_it(tmp_path: Path, name: str) 
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError):
         load(tmp_path)  # a folder without a run
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": True}, {"bias": False, "initializer_range": 0.1}], ids=str)
+def test_what_is_saved_is_loaded_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    network = TrainedGPT(TinyGPT(replace(CONFIG, **changes)), CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()]))
+    save(network, tmp_path / "a.ckpt")
+    back = load(tmp_path / "a.ckpt")
+    assert (back.model.config, back.tokenizer.vocab, back.taught) == (
+        network.model.config, network.tokenizer.vocab, network.taught,
+    )  # fmt: skip
+    assert all(weight.equal(network.model.state_dict()[name]) for name, weight in back.model.state_dict().items())

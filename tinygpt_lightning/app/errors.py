@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import errno
+import importlib.util
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_only
-
-from tinygpt_lightning.callbacks.stages import Stage, StageError
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import FolderLockedError
 from tinygpt_lightning.gpt.tokenizer import UnknownCharacterError, VocabularyError
-
-MOST_LINES = 4
-# What the parser tried and how, and not what was wrong.
-PARSER_INTERNALS = re.compile(
-    r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a path but|Expected a NoneType"
-)
 
 
 class UsageError(ValueError):
     """Something was asked for that cannot be done."""
 
 
-USERS_MISTAKES = (
-    UsageError, StageError, CheckpointError, FolderLockedError, UnknownCharacterError, VocabularyError,
-    MisconfigurationException,
-)  # fmt: skip
+USERS_MISTAKES = (UsageError, CheckpointError, FolderLockedError, UnknownCharacterError, VocabularyError)
 MACHINES_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -47,8 +31,7 @@ def explained() -> Iterator[None]:
         yield
         sys.stdout.flush()  # here, where a reader who has gone is noticed
     except USERS_MISTAKES as error:
-        # Each process of a distributed fit comes to the same refusal.
-        fail(str(error), 2) if rank_zero_only.rank == 0 else sys.exit(2)  # type: ignore[attr-defined]
+        fail(str(error), 2)
     except KeyboardInterrupt:
         fail("interrupted before there was anything to keep", 128 + signal.SIGINT)
     except BrokenPipeError:
@@ -62,36 +45,14 @@ def explained() -> Iterator[None]:
         fail(reason, 1 if error.errno in MACHINES_FAILURES else 2)
 
 
-class Parser(LightningArgumentParser):
-    """Says in a few lines what is wrong."""
+def need(command: str, modules: Sequence[str], install: str) -> None:
+    """Refuse a command whose libraries are an extra that is not installed.
 
-    stage: type[Stage] = Stage  # what a list of stages is made of
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason, without the usage that fills a screen."""
-        unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
-        if unknown:
-            message += self._suggestion(unknown[1] or unknown[2])
-        fail(shorten(message), 2)
-
-    def _suggestion(self, option: str) -> str:
-        fields = [field.name for field in dataclasses.fields(self.stage)]
-        close = difflib.get_close_matches(option, [*(action.dest for action in self._actions), *fields, "lr"], n=1)
-        return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
-
-
-def shorten(message: str) -> str:
-    r"""Keep what a person can use of an error message of the parser: a few lines.
-
-    >>> print(shorten("Parser key \"lr\":\n  Errors:\n    - Expected a <class 'float'>\n  Given value: abc"))
-    --lr:
-    Expected a float
-    Given value: abc
+    Raises:
+        UsageError: It says how to ``install`` them.
     """
-    message = re.sub(r"<class '([^']+)'>", r"\1", message)
-    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
-    return "\n".join([line for line in lines if not PARSER_INTERNALS.match(line)][:MOST_LINES])
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"{command} needs {' and '.join(missing)}: {install}")
 
 
 def say(text: str) -> None:

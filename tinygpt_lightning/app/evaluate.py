@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -14,33 +13,33 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from tinygpt_lightning.app.errors import UsageError
-from tinygpt_lightning.app.run import list_runs
-from tinygpt_lightning.app.settings import PROGRAM, Settings
+from tinygpt_lightning.app.parser import trainers_mistakes
+from tinygpt_lightning.app.run import newest_checkpoint
+from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.module import TinyGPTModule
 
-VALIDATE = "Measure whether a trained model knows the sentence."
-PREDICT = "Continue prompts with a trained model: the texts go to stdout, and nothing else does."
 
-
+@trainers_mistakes()
 def validate(args: Sequence[str]) -> None:
     """Print the metrics.
 
     Args:
         args: What was typed behind ``validate``.
     """
-    made, module, trainer = _prepared(Settings("validate", VALIDATE, args))
+    made, module, trainer = _prepared(Settings("validate", args))
     for name, value in trainer.validate(module, made.data, verbose=False)[0].items():
         print(f"{name:22} {value:.6g}")
 
 
+@trainers_mistakes()
 def predict(args: Sequence[str]) -> None:
     """Print the texts, and write them to ``--output``.
 
     Args:
         args: What was typed behind ``predict``.
     """
-    made, module, trainer = _prepared(Settings("predict", PREDICT, args))
+    made, module, trainer = _prepared(Settings("predict", args))
     made.data.adopt(module.taught)
     for prompt in made.data.asked.prompts:
         try:
@@ -93,12 +92,4 @@ def _checkpoint(settings: Settings) -> str | Path:
         return str(path)
     if not settings.config_files:
         raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
-    over = [checkpoint for run in list_runs(settings.folder) if (checkpoint := run.newest())]
-    if not over:
-        raise UsageError(f"no finished run in {settings.folder}: train one with `{_fit(settings)}`")
-    return over[-1]
-
-
-def _fit(settings: Settings) -> str:
-    configs = [word for file in settings.config_files for word in ("--config", str(file))]
-    return shlex.join([*PROGRAM.split(), "fit", *configs])
+    return newest_checkpoint(settings.config_files, settings.folder)

@@ -17,9 +17,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim.swa_utils import SWALR
 
 from tinygpt_lightning.app.errors import UsageError, say
+from tinygpt_lightning.app.parser import trainers_mistakes
 from tinygpt_lightning.app.progress import StageProgress
 from tinygpt_lightning.app.resume import Opened, check_pairs, how_to_go_on, opened
-from tinygpt_lightning.app.run import RunFiles
+from tinygpt_lightning.app.run_files import RunFiles
 from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.app.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
@@ -27,18 +28,17 @@ from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.gpt.trained import load
-from tinygpt_lightning.original import OriginalStages
-
-SUMMARY = "Train in stages, and show what was learnt."
+from tinygpt_lightning.original.stages import OriginalStages
 
 
+@trainers_mistakes()
 def fit(args: Sequence[str]) -> None:
     """Train in stages, and show what was learnt.
 
     Args:
         args: What was typed behind ``fit``.
     """
-    with opened(Settings("fit", SUMMARY, args)) as it:
+    with opened(Settings("fit", args)) as it:
         made = it.settings.instantiate()
         _check_optimizer(made)
         _check_averaging(made)

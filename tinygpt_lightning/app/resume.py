@@ -16,9 +16,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinygpt_lightning.app.commands import PROGRAM
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.run import Run, list_runs, new_run
-from tinygpt_lightning.app.settings import PROGRAM, Settings
+from tinygpt_lightning.app.settings import Settings
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import locked, remove_leftovers, write_whole
@@ -243,10 +244,14 @@ def _where_to_go_on(run: Run, settings: Settings, *, repair: bool) -> tuple[Sett
 
 def _checkpoint_to_begin_with(settings: Settings) -> Path | None:
     path = settings.config.ckpt_path
-    # A file that is refused should not cost a folder.
-    if path is not None and _is_at_the_end(read_checkpoint(path), settings):
+    if path is None:
+        return None
+    checkpoint = read_checkpoint(path)  # a file that is refused should not cost a folder
+    if "optimizer_states" not in checkpoint:
+        raise UsageError(f"{path}: expected a checkpoint of a fit, to go on with, got one of weights alone")
+    if _is_at_the_end(checkpoint, settings):
         raise UsageError(f"{path}: all stages are done; append another one to go on")
-    return None if path is None else Path(path)
+    return Path(path)
 
 
 def _stages_begun(checkpoint: Mapping[str, Any]) -> int:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
-from typing_extensions import override
 
+from tinygpt_lightning.app.commands import PROGRAM
 from tinygpt_lightning.app.errors import UsageError
-from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
-from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.gpt.trained import LAST
-from tinygpt_lightning.module import TinyGPTModule
+
+RUNS = "checkpoints"  # the folder of all runs, by default
+FILES_KEY = "RunFiles"  # under which a checkpoint holds what the callback of that name knows of its run
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Run:
         """
         if not self.config.is_file():
             raise UsageError(f"{self.path}: expected the folder of a run, with a config.yaml in it, found none")
-        settings: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings.get("stages"), list):
+            raise UsageError(f"{self.config}: expected the settings of a run, with stages, found none")
         return settings
 
     def is_finished(self, stages: int | None = None) -> bool:
@@ -70,7 +73,7 @@ class Run:
     def ended_early(self) -> bool:
         """Whether it ended by itself before its stages did: by a time limit, say, and not by a signal."""
         try:
-            return bool(read_state(self.last)["callbacks"][RunFiles.__qualname__]["ended_early"])
+            return bool(read_state(self.last)["callbacks"][FILES_KEY]["ended_early"])
         except (CheckpointError, KeyError):
             return False
 
@@ -85,6 +88,66 @@ def list_runs(folder: Path) -> list[Run]:
     """The runs below ``folder``, oldest first."""
     numbers = {int(path.name.removeprefix("version_")): path for path in folder.glob("version_*") if _is_run(path)}
     return [Run(numbers[number]) for number in sorted(numbers)]
+
+
+def runs_folder(configs: Sequence[Path], root: str | Path = RUNS) -> Path:
+    """Where the runs of a configuration lie: named after its files.
+
+    >>> runs_folder([Path("configs/staged.yaml"), Path("configs/small.yaml")]).as_posix()
+    'checkpoints/staged-small'
+    """
+    return Path(root) / ("-".join(config.stem for config in configs) or "default")
+
+
+def newest_checkpoint(configs: Sequence[Path], folder: Path) -> Path:
+    """The checkpoint of the newest finished run of a configuration.
+
+    Args:
+        configs: Its files.
+        folder: Where its runs lie.
+
+    Raises:
+        UsageError: If none is finished; the message says how to train one.
+    """
+    over = [checkpoint for run in list_runs(folder) if (checkpoint := run.newest())]
+    if not over:
+        words = [word for config in configs for word in ("--config", str(config))]
+        fit = shlex.join([*PROGRAM.split(), "fit", *words])
+        raise UsageError(f"no finished run in {folder}: train one with `{fit}`")
+    return over[-1]
+
+
+def newest_of_all(root: str | Path = RUNS) -> Path:
+    """The checkpoint of the run that was finished last, whatever its configuration.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    over = []
+    for run in (run for folder in sorted(Path(root).glob("*/")) for run in list_runs(folder)):
+        with suppress(UsageError):  # what other programs leave there is no run
+            over += [checkpoint] if (checkpoint := run.newest()) else []
+    if not over:
+        raise UsageError(f"no finished run in {root}: expected --ckpt_path FILE, or --config FILE, got neither")
+    return max(over, key=lambda checkpoint: checkpoint.stat().st_mtime_ns)
+
+
+def configured_root(configs: Sequence[Path]) -> str:
+    """Where some configurations put their runs, read from their files alone.
+
+    Raises:
+        UsageError: If a file is no YAML.
+        OSError: If it cannot be read.
+    """
+    root = RUNS
+    for config in configs:
+        try:
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{config}: expected YAML, got {str(error).splitlines()[0]}") from None
+        trainer = settings.get("trainer") if isinstance(settings, dict) else None
+        root = trainer.get("default_root_dir", root) if isinstance(trainer, dict) else root
+    return str(root)
 
 
 def new_run(folder: Path) -> Run:
@@ -107,55 +170,3 @@ def new_run(folder: Path) -> Run:
 
 def _is_run(path: Path) -> bool:
     return path.is_dir() and path.name.removeprefix("version_").isdecimal()
-
-
-class RunFiles(Checkpoint):
-    """Writes settings and vocabulary when a fit begins, and ``last.ckpt`` as it goes on.
-
-    Args:
-        run: The run.
-        config: Its settings, as YAML.
-        save_every_n_epochs: How often ``last.ckpt`` is written, in epochs; also when training stops.
-        stop: The callback that knows whether somebody interrupted it.
-    """
-
-    def __init__(self, run: Run, config: str, save_every_n_epochs: int, stop: GracefulStop) -> None:
-        self.run = run
-        self.config = config
-        self.save_every_n_epochs = save_every_n_epochs
-        self.stop = stop
-        self.ended_early = False
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TinyGPTModule)  # noqa: S101
-        if trainer.is_global_zero and (trainer.ckpt_path is None or not self.run.vocab.exists()):
-            pl_module.tokenizer.save(self.run.vocab)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only now: nobody refuses the settings any more.
-        if trainer.is_global_zero:
-            write_whole(self.run.config, self.config.encode())
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done = trainer.current_epoch + 1
-        self.ended_early = trainer.should_stop and not self.stop.interrupted and done != trainer.max_epochs
-        if done % self.save_every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
-            # What was logged goes first: a run killed in between would never log it again.
-            for logger in trainer.loggers:
-                logger.save()
-            trainer.save_checkpoint(self.run.last)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # This callback hands its averages to the module only now, after the last checkpoint.
-        averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if averaging and trainer.current_epoch == trainer.max_epochs:
-            for path in (self.run.stage(len(self.run.settings["stages"])), self.run.last):
-                trainer.save_checkpoint(path)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"ended_early": self.ended_early}

@@ -15,7 +15,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from tinygpt_lightning.app.errors import Parser, UsageError
+from tinygpt_lightning.app.commands import COMMANDS, PROGRAM
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.app.parser import Parser
+from tinygpt_lightning.app.run import RUNS, runs_folder
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
@@ -23,9 +26,8 @@ from tinygpt_lightning.module import TinyGPTModule
 
 register_type(torch.device)  # which callbacks of Lightning have as a setting, or it could not be saved
 
-PROGRAM = "python -m tinygpt_lightning"
 TRAINER_DEFAULTS = {
-    "default_root_dir": "checkpoints",
+    "default_root_dir": RUNS,
     "devices": 1,  # one sentence keeps one device busy
     "max_epochs": -1,  # the stages say
     "log_every_n_steps": 1,
@@ -50,7 +52,6 @@ class Settings(LightningCLI):
 
     Args:
         command: fit, validate or predict.
-        description: What it does, for ``--help``.
         args: What was typed behind it.
         base: A file of settings that what was typed is put on top of.
 
@@ -58,9 +59,8 @@ class Settings(LightningCLI):
         UsageError: If something is asked for that cannot be done.
     """
 
-    def __init__(self, command: str, description: str, args: Sequence[str], base: Path | None = None) -> None:
+    def __init__(self, command: str, args: Sequence[str], base: Path | None = None) -> None:
         self.command = command
-        self.description = description
         self.args = list(args)
         super().__init__(
             TinyGPTModule,
@@ -71,7 +71,7 @@ class Settings(LightningCLI):
             parser_class=Parser,
             parser_kwargs={
                 "prog": f"{PROGRAM} {command}",
-                "description": description,
+                "description": COMMANDS[command].summary,
                 "usage": f"{PROGRAM} {command} [options]",
             },
             auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
@@ -82,7 +82,7 @@ class Settings(LightningCLI):
 
     def on_top_of(self, base: Path) -> Settings:
         """The same command line, with everything that it does not say taken from ``base``."""
-        return Settings(self.command, self.description, self.args, base)
+        return Settings(self.command, self.args, base)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning does not know of."""
@@ -166,5 +166,4 @@ class Settings(LightningCLI):
     @property
     def folder(self) -> Path:
         """Where the runs of this configuration lie: named after the configuration files."""
-        name = "-".join(file.stem for file in self.config_files) or "default"
-        return Path(self.config.trainer.default_root_dir) / name
+        return runs_folder(self.config_files, self.config.trainer.default_root_dir)

@@ -6,15 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
-from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from tinygpt_lightning.app.attention_picture import LONGEST, tile_heads
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.stages import Schedule
 from tinygpt_lightning.module import TinyGPTModule
@@ -91,10 +89,9 @@ class TensorBoardReport(Callback):
         if at_end or done % self.text_every_n_epochs == 0 or done == 1:
             writer.add_text("generated", "\n\n".join(_said(pl_module, done)), step)
         if at_end:
-            first = pl_module.taught.text(pl_module.taught.pairs[0])
-            ids = pl_module.encode(first)[:, : pl_module.model.config.n_positions]  # (1, T)
-            weights = pl_module.model.attention_weights(ids)[0]  # (H, T, T)
-            writer.add_image("attention of the heads", tile_heads(weights), step)
+            text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
+            weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
+            writer.add_image("attention of the heads", tile_heads(weights, text), step)
         if done == trainer.max_epochs:
             self._log_settings(trainer)
         if at_end:
@@ -144,35 +141,6 @@ def _writer(trainer: Trainer) -> SummaryWriter | None:
         return None
     writer: SummaryWriter = trainer.logger.experiment
     return writer
-
-
-def tile_heads(weights: Tensor, columns: int = 4, zoom: int = 3, gap: int = 6) -> Tensor:
-    """Lay the heads' attention maps out side by side as one picture.
-
-    Args:
-        weights: Attention of each head, ``(H, T, T)``, from 0 to 1.
-        columns: Maps in a row.
-        zoom: Width of a weight, in pixels.
-        gap: Space between maps, in pixels.
-
-    Returns:
-        The picture, ``(3, height, width)``, from 0 to 1: dark where a row's position (query) ignores a column's
-        (key), bright where it looks.
-
-    >>> tile_heads(torch.eye(2).repeat(3, 1, 1), columns=2, zoom=1, gap=1).shape
-    torch.Size([3, 7, 7])
-    """
-    heads, size, _ = weights.shape
-    rows = -(-heads // columns)
-    # The root lifts the faint weights, of which most rows have many.
-    maps = weights.cpu().sqrt().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)  # (H, T·zoom, T·zoom)
-    maps = F.pad(maps, (0, 0, 0, 0, 0, rows * columns - heads))
-    dark, bright = torch.tensor([0.05, 0.03, 0.25]), torch.tensor([1.0, 0.9, 0.3])
-    colored = dark.view(3, 1, 1, 1) + (bright - dark).view(3, 1, 1, 1) * maps  # (3, R·columns, T·zoom, T·zoom)
-    colored = F.pad(colored, (gap, 0, gap, 0), value=1.0)
-    side = size * zoom + gap
-    picture = colored.view(3, rows, columns, side, side).permute(0, 1, 3, 2, 4).reshape(3, rows * side, columns * side)
-    return F.pad(picture, (0, gap, 0, gap), value=1.0)
 
 
 def _as_code(text: str) -> str:

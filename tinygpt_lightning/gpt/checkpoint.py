@@ -22,7 +22,7 @@ LIGHTNING = "2"  # the major version of Lightning whose checkpoints are read
 _COMMENT = "tinygpt-checkpoint {format} sha256:{digest}"
 _COMMENT_PATTERN = re.compile(rb"tinygpt-checkpoint (\d+) sha256:(\S+)\Z")
 _COMMENT_LENGTH = len(_COMMENT.format(format=FORMAT, digest="0" * 64))
-_VERSION = "pytorch-lightning_version"
+VERSION = "pytorch-lightning_version"  # the entry with the version of Lightning that wrote a checkpoint
 _LENGTH_FIELD = struct.Struct("<H")  # the last field of a zip archive, before the comment
 
 
@@ -64,15 +64,28 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
     _check_whole(path, data)
-    try:
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a digest proves no good will: whatever a file provokes here, it is refused
-        raise CheckpointError(path, _refusal(error)) from error
-    if not isinstance(checkpoint, dict) or not isinstance(version := checkpoint.get(_VERSION), str):
-        raise CheckpointError(path, f"is no Lightning checkpoint: it has no {_VERSION}")
+    checkpoint = plain_values(path, data)  # a digest proves no good will
+    if not isinstance(checkpoint, dict) or not isinstance(version := checkpoint.get(VERSION), str):
+        raise CheckpointError(path, f"is no Lightning checkpoint: it has no {VERSION}")
     if version.split(".")[0] != LIGHTNING:
         raise CheckpointError(path, f"was written by Lightning {version}; this is Lightning {LIGHTNING}.x")
     return checkpoint
+
+
+def plain_values(path: str | os.PathLike[str], data: bytes) -> Any:
+    """What ``torch.save`` wrote, if that was tensors and plain values.
+
+    Args:
+        path: The file, for the message.
+        data: Its content.
+
+    Raises:
+        CheckpointError: If it is anything else.
+    """
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file provokes here, it is refused
+        raise CheckpointError(path, _refusal(error)) from error
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:

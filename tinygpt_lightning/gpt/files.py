@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,37 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that takes the name ``path`` when the block ends well, and leaves nothing if it does not.
+
+    What was there is replaced: whether it may be is for the caller to know. At every instant ``path`` names a folder
+    that is whole, or none.
+
+    Raises:
+        OSError: If it cannot be written; it names ``path``, and what was there is still there.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    try:
+        temporary.mkdir()
+        yield temporary
+        _fsync_folder(temporary)
+        if replaced := path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if replaced:
+                old.rename(path)
+            raise
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

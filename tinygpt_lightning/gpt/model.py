@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,26 @@ class TinyGPT(nn.Module):
                 parameter.normal_(std=std / math.sqrt(2))
             elif parameter.dim() == 2:
                 parameter.normal_(std=std)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves parameters as they are made: to draw them on no device would load PyTorch's compiler, a second's work."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.normal_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def without_weights(config: GPTConfig) -> TinyGPT:
+    """A model that has only shapes, on PyTorch's meta device: it takes no memory, whatever its size.
+
+    Raises:
+        RuntimeError: If the sizes are beyond what a tensor can have.
+    """
+    with torch.device("meta"), _Undrawn():
+        return TinyGPT(config)
 
 
 @contextmanager

@@ -49,7 +49,12 @@ class Template:
 
     def answer(self, continuation: str) -> str:
         """The answer in what a model says to a prompt: without what the template puts behind it."""
-        return continuation.removesuffix(self._parts[2])
+        return continuation.removesuffix(self.closing)
+
+    @property
+    def closing(self) -> str:
+        """What stands behind the answer."""
+        return self._parts[2]
 
     @property
     def _parts(self) -> tuple[str, str, str]:

@@ -143,7 +143,7 @@ in the vocabulary; it knows 'choà'
         """
         try:
             return cls(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise VocabularyError(f"{path} is no vocabulary: {error}") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt_lightning.gpt.batches import PairEncoder, exact_rows
-from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
+from tinygpt_lightning.gpt.checkpoint import VERSION, CheckpointError, read_checkpoint, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, generate
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating, without_weights
 from tinygpt_lightning.gpt.pairs import QAPair
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.template import Template
@@ -124,15 +125,37 @@ def load(path: str | os.PathLike[str]) -> TrainedGPT:
     """
     if Path(path).is_dir():
         path = Path(path) / LAST
-    checkpoint = read_checkpoint(path)
+    return network_of(read_checkpoint(path), path)
+
+
+def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> TrainedGPT:
+    """The network that a checkpoint holds, ready to use.
+
+    Raises:
+        CheckpointError: If it is none of this project; ``path`` is named.
+    """
     config, tokenizer, taught = read_description(checkpoint, path)
     weights = read_weights(checkpoint, config, path)
-    with torch.device("meta"):  # no weights are drawn that would be thrown away
-        model = TinyGPT(config)
+    model = without_weights(config)
     model.load_state_dict(weights, assign=True)
     if config.tie_weights:
         model.lm_head.weight = model.wte.weight
     return TrainedGPT(model.eval(), tokenizer, taught)
+
+
+def save(network: TrainedGPT, path: str | os.PathLike[str]) -> None:
+    """Write a network as a checkpoint that `load` and the commands read.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    described = describe(network.model.config, network.tokenizer, network.taught)
+    write_checkpoint({VERSION: version("lightning"), **state_of(network.model.state_dict(), described)}, path)
+
+
+def state_of(weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of a network, given its weights by the names in `TinyGPT`, and its description."""
+    return {"state_dict": {_MODEL + name: weight for name, weight in weights.items()}, CHECKPOINT_KEY: described}
 
 
 def describe(config: GPTConfig, tokenizer: CharTokenizer, taught: Taught) -> dict[str, Any]:
@@ -199,8 +222,7 @@ def read_weights(checkpoint: Mapping[str, Any], config: GPTConfig, path: str | o
         CheckpointError: If they are not those of a model of this size; ``path`` is named.
     """
     try:
-        with torch.device("meta"):  # sizes without memory: a file may ask for any
-            expected = TinyGPT(config).state_dict()
+        expected = without_weights(config).state_dict()  # a file may ask for any size
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path, f"is of no model: {str(error).splitlines()[0]}") from error
     weights = checkpoint.get("state_dict")

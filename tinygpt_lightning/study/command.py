@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import shlex
 import signal
 import sys
@@ -12,13 +11,12 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from tinygpt_lightning.app.errors import UsageError, fail
-from tinygpt_lightning.app.settings import PROGRAM
+from tinygpt_lightning.app.commands import COMMANDS, PROGRAM
+from tinygpt_lightning.app.errors import UsageError, fail, need
+from tinygpt_lightning.app.parser import trainers_mistakes
 from tinygpt_lightning.study.design.plan import FabricSettings, Plan
 from tinygpt_lightning.study.design.recipe import SETTINGS, RecipeParser
 from tinygpt_lightning.study.design.study import Study
-
-SUMMARY = "Run an experiment: many runs that differ in what you choose, and a report on what it does."
 
 
 def parse(args: Sequence[str]) -> tuple[Study, Path]:
@@ -30,7 +28,9 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     Raises:
         UsageError: If a setting is wrong.
     """
-    parser = RecipeParser(prog=f"{PROGRAM} study", description=SUMMARY, usage=f"{PROGRAM} study [options]")
+    parser = RecipeParser(
+        prog=f"{PROGRAM} study", description=COMMANDS["study"].summary, usage=f"{PROGRAM} study [options]"
+    )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of these settings.")
     parser.add_class_arguments(Plan, None)
     parser.add_recipe_arguments()
@@ -46,6 +46,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     return Study(plan, base), Path(plan.output) if plan.output else Path("checkpoints") / name
 
 
+@trainers_mistakes()
 def study(args: Sequence[str]) -> None:
     """Run a study; what is there already is kept.
 
@@ -56,9 +57,7 @@ def study(args: Sequence[str]) -> None:
         SystemExit: With 1 if a row is missing at the end, or all runs diverged; with 130 if it was interrupted.
     """
     asked, folder = parse(args)
-    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"study needs {' and '.join(missing)}: pip install -e '.[study]'")
+    need("study", ("scipy", "matplotlib"), "pip install -e '.[study]'")
     # Imported only now, because it needs both.
     from tinygpt_lightning.study.runner import Runner
 

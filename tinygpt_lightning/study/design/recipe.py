@@ -17,14 +17,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tinygpt_lightning.app.errors import Parser, UsageError, shorten
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.app.parser import Parser, shorten
 from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.original import renumber
+from tinygpt_lightning.original.vocabulary import renumber
 
 SETTINGS = ("model", "data", "stages", "renumber")  # what makes a run; with them it can be made again
 # A stack of replicates is one set of parameters: only what goes number by number is one optimizer for each.

@@ -1,9 +1,4 @@
-"""The original project's way with stages, and its mistake: the one room for both.
-
-There a stage is a process of its own: weights and vocabulary reach the next one through files. And whenever a
-saved vocabulary is read, its symbols are numbered anew, so that a run of one stage is read with a vocabulary it
-was never trained on. That is the answer to the original's riddle; see the README.
-"""
+"""The original project's way with stages: each is a process of its own, which files tell of the one before."""
 
 from __future__ import annotations
 
@@ -18,18 +13,7 @@ from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
-
-
-def renumber(tokenizer: CharTokenizer) -> CharTokenizer:
-    """Number the symbols anew in the order of their text, specials included.
-
-    This is what the original project does whenever it reads a saved vocabulary: ``<`` sorts between ``:`` and
-    ``A``, so most ids move. Doing it again changes nothing more.
-
-    >>> renumber(CharTokenizer.from_text("chào")).vocab
-    {'<pad>': 0, '<unk>': 1, 'c': 2, 'h': 3, 'o': 4, 'à': 5}
-    """
-    return CharTokenizer({symbol: i for i, symbol in enumerate(sorted(tokenizer.vocab))})
+from tinygpt_lightning.original.vocabulary import renumber
 
 
 class OriginalStages(StagedTraining):

@@ -1,0 +1,1 @@
+"""``chat``: a trained network, asked in a terminal or through a pipe."""

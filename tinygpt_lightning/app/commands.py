@@ -1,0 +1,52 @@
+"""The table of commands: what each does, and where it is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PROGRAM = "python -m tinygpt_lightning"
+
+
+class Command(NamedTuple):
+    """A command, by name: whoever asks for one loads no libraries of another.
+
+    Args:
+        summary: What it does, for ``--help``.
+        module: Where it is.
+        function: Its name there; it takes what was typed behind the command.
+    """
+
+    summary: str
+    module: str
+    function: str
+
+
+COMMANDS = {
+    "fit": Command("Train in stages, and show what was learnt.", "tinygpt_lightning.app.fit", "fit"),
+    "validate": Command(
+        "Measure whether a trained model knows the sentence.", "tinygpt_lightning.app.evaluate", "validate"
+    ),
+    "predict": Command(
+        "Continue prompts with a trained model: the texts go to stdout, and nothing else does.",
+        "tinygpt_lightning.app.evaluate",
+        "predict",
+    ),
+    "chat": Command(
+        "Ask a trained network questions, and see how sure it is of each character.",
+        "tinygpt_lightning.app.chat.command",
+        "chat",
+    ),
+    "export": Command(
+        "Write a trained network as Hugging Face's programs read it.", "tinygpt_lightning.app.exchange", "export"
+    ),
+    "import": Command(
+        "Make a checkpoint of a network from Hugging Face's folder, or the original project's.",
+        "tinygpt_lightning.app.exchange",
+        "import_",
+    ),
+    "study": Command(
+        "Run an experiment: many runs that differ in one thing, and a report on what it does.",
+        "tinygpt_lightning.study.command",
+        "study",
+    ),
+}
