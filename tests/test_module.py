@@ -1,8 +1,9 @@
 import copy
+import csv
 import math
 import pickle
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
@@ -87,7 +89,7 @@ class Recorder(Callback):
         self.validations.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
-def edit_distance(a: str, b: str) -> int:
+def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
     """Levenshtein's, by the textbook."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -220,7 +222,9 @@ def test_decomposed_text_trains_and_is_measured_as_the_composed_one(trainer: Cal
 # What is logged in training
 
 
-def test_learning_rate_and_gradient_norm_are_logged_as_they_were_used(trainer: Callable[..., Trainer]) -> None:
+def test_learning_rate_and_gradient_norm_are_logged_as_they_were_used(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
     module = make(NO_DROPOUT, lr=0.02, lr_scheduler=lambda optimizer: ExponentialLR(optimizer, gamma=0.5))
     recorder = Recorder()
 
@@ -232,10 +236,27 @@ def test_learning_rate_and_gradient_norm_are_logged_as_they_were_used(trainer: C
             plain_losses(model, epochs=1)  # it leaves the gradients of its one step behind
             norms.append(math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in model.parameters())))
 
-    trainer(max_epochs=4, callbacks=[recorder, ByHand()]).fit(module, QADataModule())
-    assert [e["train/learning_rate"] for e in recorder.epochs] == pytest.approx([0.02, 0.01, 0.005, 0.0025])
-    assert [e["train/grad_norm"] for e in recorder.epochs] == pytest.approx(norms, rel=1e-5)
+    logger = CSVLogger(tmp_path)
+    trainer(max_epochs=4, callbacks=[recorder, ByHand()], logger=logger, log_every_n_steps=1).fit(
+        module, QADataModule()
+    )
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file) if row["train/grad_norm"]}
+    assert [float(rows[step]["train/learning_rate"]) for step in range(4)] == pytest.approx([0.02, 0.01, 0.005, 0.0025])
+    assert [float(rows[step]["train/grad_norm"]) for step in range(4)] == pytest.approx(norms, rel=1e-5)
     assert [e["train/loss"] for e in recorder.epochs] == recorder.losses
+
+
+def test_the_gradient_norm_is_logged_as_often_as_everything_else(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    Trainer(
+        max_epochs=7, log_every_n_steps=3, logger=logger, accelerator="cpu", enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+    ).fit(make(NO_DROPOUT), QADataModule())  # fmt: skip
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/grad_norm", "train/loss"):
+        assert [int(row["step"]) for row in rows if row[name]] == [2, 5]
 
 
 # Optimizers
@@ -301,12 +322,12 @@ def test_metrics_equal_those_worked_out_by_hand(trainer: Callable[..., Trainer])
             scores = model(torch.tensor([[symbols.index(c) for c in SENTENCE]]))[0].double()
         losses = [-math.log(scores[t].softmax(-1)[symbols.index(SENTENCE[t + 1])]) for t in range(63)]
         answer = SENTENCE.removeprefix("Question: Xin chào")
-        predicted = "".join(symbols[scores[t].argmax()] for t in range(64 - len(answer) - 1, 63))
+        predicted = [symbols[scores[t].argmax()] for t in range(64 - len(answer) - 1, 63)]
         return {
             "val/loss": sum(losses) / 63,
             "val/perplexity": math.exp(sum(losses) / 63),
-            "val/char_error_rate": edit_distance(predicted, answer) / len(answer),
-            "val/exact_match": float(predicted == answer),
+            "val/char_error_rate": edit_distance(predicted, list(answer)) / len(answer),
+            "val/exact_match": float(predicted == list(answer)),
         }
 
     class Check(Recorder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics.text import Perplexity
 
 from tinygpt_lightning.gpt.batches import IGNORED, Batch, PairEncoder, exact_rows
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
@@ -25,7 +23,7 @@ from tinygpt_lightning.gpt.pairs import QAPair
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.gpt.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
-from tinygpt_lightning.metrics import BatchedCharErrorRate, MeanLoss
+from tinygpt_lightning.metrics import PairMetrics
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -97,9 +95,7 @@ class TinyGPTModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.loss_on = loss_on
         self.generation = GenerationConfig()
-        self.mean_loss = MeanLoss()
-        self.char_error_rate = BatchedCharErrorRate()
-        self.perplexity = Perplexity(ignore_index=IGNORED)
+        self.metrics = PairMetrics()
         self._encoder = PairEncoder(self.tokenizer, self.taught)
 
     def configure_optimizers(self) -> Any:
@@ -123,13 +119,19 @@ class TinyGPTModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log what the optimizer is about to do."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.log_dict(
-            {
-                "train/grad_norm": torch.nn.utils.get_total_norm(gradients),
+        # Straight to the loggers: nobody needs the mean of this over an epoch, which `self.log` would keep as well.
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            metrics = {
+                "train/grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
                 "train/learning_rate": optimizer.param_groups[0]["lr"],
             }
-        )
+            for logger in self.loggers:
+                logger.log_metrics(metrics, self.trainer.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure anew."""
+        self.metrics.reset()
 
     def validation_step(self, pairs: Sequence[QAPair]) -> Tensor:
         """Measure which pairs are known by heart, with one forward pass.
@@ -140,21 +142,13 @@ class TinyGPTModule(LightningModule):
         batch = self._encode(pairs)
         logits, targets = self.model(batch.inputs), self._targets(batch)
         exact = exact_rows(logits, batch.answers)  # (B,)
-        predicted, counts = logits.argmax(dim=-1), batch.answers != IGNORED  # (B, T)
-        self.mean_loss.update(next_token_loss(logits, targets), (targets != IGNORED).sum())
-        self.perplexity.update(logits, targets)
-        self.char_error_rate.update(self._texts(predicted, counts), self._texts(batch.answers, counts))
-        self.log_dict(
-            {
-                "val/loss": self.mean_loss,
-                "val/exact_match": exact.float().mean(),
-                "val/char_error_rate": self.char_error_rate,
-                "val/perplexity": self.perplexity,
-            },
-            batch_size=len(pairs),
-            sync_dist=True,
-        )
+        loss, count = next_token_loss(logits, targets), (targets != IGNORED).sum()
+        self.metrics.update(loss, count, logits.argmax(dim=-1), batch.answers, exact)
         return exact
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured."""
+        self.log_dict(self.metrics.compute(), sync_dist=True)
 
     def predict_step(self, prompts: Sequence[str]) -> list[str]:
         """Continue each of the prompts."""
@@ -217,11 +211,6 @@ class TinyGPTModule(LightningModule):
 
     def _targets(self, batch: Batch) -> Tensor:
         return batch.answers if self.loss_on == "answer" else batch.targets
-
-    def _texts(self, ids: Tensor, counts: Tensor) -> list[str]:
-        """The text of each row's ids, as far as they count."""
-        rows = zip(ids.tolist(), counts.tolist(), strict=True)
-        return [self.tokenizer.decode(compress(row, counted)) for row, counted in rows]
 
 
 def _check_alike(module: TinyGPTModule, config: GPTConfig, tokenizer: CharTokenizer, path: str | Path) -> None:

@@ -39,7 +39,7 @@ def fit(folder: Path, resume: bool) -> None:
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    main(["fit", "--config", "small.yaml", "--save_every_n_epochs", "1", *(["--ckpt_path", "last"] if resume else [])])
+    main(["fit", "--config", "small.yaml", "--save_every_n_seconds", "0", *(["--ckpt_path", "last"] if resume else [])])
 
 
 def start(folder: Path, resume: bool) -> BaseProcess:
@@ -167,7 +167,7 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
 @pytest.mark.parametrize("renumber", ["false", "true"])
 def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path, renumber: str) -> None:
     command = [
-        sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml", "--save_every_n_epochs", "1",
+        sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml", "--save_every_n_seconds", "0",
         "--renumber", renumber, "--trainer.devices", "2", "--trainer.strategy", "ddp",
     ]  # fmt: skip
     whole, killed = prepared(tmp_path / "whole"), prepared(tmp_path / "killed")

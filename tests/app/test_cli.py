@@ -159,7 +159,7 @@ def test_more_stages_go_on_with_a_finished_run(home: Path, command: Command) -> 
 def test_help_explains_every_setting_with_its_unit(command: Command) -> None:
     result = command("fit", "--help")
     assert result.code == 0
-    for text in ("Width: channels of each position's vector", "in epochs", "The stages, in order", "data.question"):
+    for text in ("Width: channels of each position's vector", "in seconds", "The stages, in order", "data.question"):
         assert text in result.out
     assert result.out.index("--model.config.n_embd") < result.out.index("--trainer.accelerator")
 

@@ -186,7 +186,7 @@ def test_whatever_decides_what_is_computed_is_refused_by_name(
 
 def test_what_decides_nothing_may_change(half: Path, trained: Path, command: Command) -> None:
     free = (
-        "--save_every_n_epochs", "7", "--trainer.max_time", "00:10:00:00", "--trainer.log_every_n_steps", "3",
+        "--save_every_n_seconds", "7", "--trainer.max_time", "00:10:00:00", "--trainer.log_every_n_steps", "3",
         "--trainer.enable_model_summary", "false", "--trainer.profiler", "simple", "--generation.max_length", "32",
         "--data.prompts", '["Question"]', "--trainer.callbacks", '[{"class_path": "ModelCheckpoint"}, '
         '{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 99}}]',
@@ -201,7 +201,7 @@ def test_going_on_needs_nothing_but_the_run(home: Path, command: Command) -> Non
     flags = (
         "--stages", "[{epochs: 3}, {epochs: 4, reset_optimizer: false}]", "--model.config.n_embd", "32",
         "--trainer.default_root_dir", "else where", "--model.optimizer.lr", "0.003", "--seed_everything", "5",
-        "--data.answer", "Chào \"bạn\"", "--save_every_n_epochs", "1",
+        "--data.answer", "Chào \"bạn\"", "--save_every_n_seconds", "0",
     )  # fmt: skip
     assert command(*FIT, *flags).code == 0
     whole, run = Path("else where/small/version_0"), Path("else where/small/version_1")
@@ -276,7 +276,7 @@ def test_a_run_whose_folder_goes_away_says_so_in_a_line(home: Path) -> None:
         *FIT,
         "--stages",
         "[{epochs: 50000}]",
-        "--save_every_n_epochs",
+        "--save_every_n_seconds",
         "50000",
     ]
     with subprocess.Popen(fit, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
@@ -357,7 +357,7 @@ def test_no_command_runs_what_a_file_holds(
 
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, trained: Path, command: Command) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_epochs", "1"],
+        [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_seconds", "0"],
         env={**os.environ, "TMPDIR": "/dev/shm"},  # noqa: S108, on purpose another file system
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -378,7 +378,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(home: Path, trained: 
 def test_a_prediction_during_training_reads_a_whole_checkpoint(home: Path, command: Command) -> None:
     many = "[{epochs: 20}, {epochs: 2000}]"
     training = subprocess.Popen(
-        [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_epochs", "1", "--stages", many],
+        [sys.executable, "-m", "tinygpt_lightning", *FIT, "--save_every_n_seconds", "0", "--stages", many],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

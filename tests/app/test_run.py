@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tinygpt_lightning.app.errors import UsageError
 from tinygpt_lightning.app.run import Run, configured_root, list_runs, new_run, newest_of_all, runs_folder
+from tinygpt_lightning.app.run_files import RunFiles
+from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.stages import Schedule, Stage
 
 
 def test_runs_are_numbered_and_listed_in_order(tmp_path: Path) -> None:
@@ -75,3 +80,50 @@ def test_the_last_configuration_says_where_runs_lie(tmp_path: Path) -> None:
     assert configured_root(files) == "a"
     assert configured_root(files[:1]) == "checkpoints"
     assert runs_folder(files[:2], configured_root(files)) == Path("a/0-1")
+
+
+class Saves:
+    """What `RunFiles` sees of a trainer, with a clock of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run, self.now, self.saved = Run(folder), 0.0, list[tuple[int, str]]()
+        self.trainer: Any = SimpleNamespace(
+            strategy=SimpleNamespace(broadcast=lambda value: value), loggers=[], callbacks=[], is_global_zero=True,
+            should_stop=False, current_epoch=0, max_epochs=8, save_checkpoint=self.save,
+        )  # fmt: skip
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+    def save(self, path: Path) -> None:
+        path.touch()
+        self.saved.append((self.trainer.current_epoch, path.name))
+
+    def fit(self, seconds: float, *, epoch: float) -> list[tuple[int, str]]:
+        """Two stages of four epochs of ``epoch`` seconds each."""
+        schedule = Schedule([Stage(epochs=4), Stage(epochs=4)])
+        files, module = RunFiles(self.run, "stages: []", seconds, GracefulStop(), schedule), Any
+        files.on_train_start(self.trainer, module)
+        for self.trainer.current_epoch in range(8):
+            files.on_train_epoch_start(self.trainer, module)
+            self.now += epoch
+            files.on_train_epoch_end(self.trainer, module)
+            if schedule.ends_stage(self.trainer.current_epoch):
+                self.save(self.run.stage(schedule.stage_at(self.trainer.current_epoch) + 1))
+        files.on_train_end(self.trainer, module)
+        return self.saved
+
+
+def test_so_many_seconds_of_work_are_lost_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Saves(tmp_path, monkeypatch).fit(20, epoch=15)
+    # 30 s after the first epoch began, and 30 s after the first stage ended.
+    assert saved == [(1, "last.ckpt"), (3, "stage-1.ckpt"), (5, "last.ckpt"), (7, "stage-2.ckpt")]
+
+
+def test_zero_seconds_mean_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Saves(tmp_path, monkeypatch).fit(0, epoch=0.001)
+    assert [epoch for epoch, _ in saved] == list(range(8))
+
+
+def test_at_a_stages_end_both_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = Saves(tmp_path, monkeypatch)
+    assert saves.fit(1e9, epoch=1) == [(3, "stage-1.ckpt"), (7, "stage-2.ckpt")]
+    assert saves.run.last.samefile(saves.run.stage(2))

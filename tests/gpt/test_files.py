@@ -8,6 +8,7 @@ import pytest
 
 from tinygpt_lightning.gpt.files import (
     FolderLockedError,
+    link_whole,
     locked,
     remove_leftovers,
     whole_file,
@@ -44,6 +45,25 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere/a.txt"):
         write_whole(tmp_path / "nowhere" / "a.txt", b"")
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_a_link_is_the_file_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool) -> None:
+    def refuse(*paths: Path) -> None:
+        raise PermissionError("no links here")
+
+    if not can_link:
+        monkeypatch.setattr("os.link", refuse)
+    source, path = tmp_path / "stage-1.ckpt", tmp_path / "last.ckpt"
+    write_whole(source, b"after")
+    write_whole(path, b"before")
+    for _ in range(2):  # the second time there is nothing to do
+        link_whole(source, path)
+        assert path.read_bytes() == b"after"
+        assert path.samefile(source) is can_link
+        assert sorted(tmp_path.iterdir()) == [path, source]
+    write_whole(path, b"new")
+    assert source.read_bytes() == b"after"
 
 
 def test_only_leftovers_are_removed(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.gpt.trained import load
 from tinygpt_lightning.original.stages import OriginalStages
 
@@ -38,6 +39,7 @@ def fit(args: Sequence[str]) -> None:
     Args:
         args: What was typed behind ``fit``.
     """
+    keep_freed_memory()
     with opened(Settings("fit", args)) as it:
         made = it.settings.instantiate()
         _check_optimizer(made)
@@ -73,11 +75,11 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged = StagedTraining(made.stages, it.run.path)
     return [
         stop,
-        TensorBoardReport(staged.schedule, it.settings.as_dict(), stop),
+        TensorBoardReport(staged.schedule, it.settings.plain, stop),
         staged,
         StageProgress(staged.schedule, len(made.data.taught.pairs)),
         ExactResume(),
-        RunFiles(it.run, it.settings.dump(), made.save_every_n_epochs, stop),
+        RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop, staged.schedule),
     ]
 
 
@@ -138,7 +140,7 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
 
 
 def _without(kind: type[Callback], settings: Settings) -> list[str]:
-    asked = _listed(settings.as_dict()["trainer"]["callbacks"])
+    asked = _listed(settings.plain["trainer"]["callbacks"])
     others = [callback for callback in asked if callback["class_path"].rpartition(".")[2] != kind.__name__]
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 

@@ -33,7 +33,7 @@ FREE_SETTINGS = (
     "data.prompts",
     "data.questions",
     "generation",
-    "save_every_n_epochs",
+    "save_every_n_seconds",
     "trainer.default_root_dir",
     "trainer.detect_anomaly",
     "trainer.enable_autolog_hparams",
@@ -230,7 +230,7 @@ def _where_to_go_on(run: Run, settings: Settings, *, repair: bool) -> tuple[Sett
         return settings, None  # killed before it had written anything
     begun, settings = run.settings, settings.on_top_of(run.config)
     checkpoint = read_checkpoint(newest) if newest else {}
-    check_settings(begun, settings.as_dict(), _stages_begun(checkpoint), run)
+    check_settings(begun, settings.plain, _stages_begun(checkpoint), run)
     if newest and _is_at_the_end(checkpoint, settings):
         if repair:
             # One of the two may be damaged, or older: the run was killed between them.

@@ -79,8 +79,8 @@ class Run:
 
     def newest(self) -> Path | None:
         """The checkpoint to use if the run is over; none if it is not."""
-        if self.is_finished():
-            return self.stage(len(self.settings["stages"]))
+        if self.config.is_file() and (end := self.stage(len(self.settings["stages"]))).exists():
+            return end
         return self.last if self.ended_early() else None
 
 
@@ -109,12 +109,12 @@ def newest_checkpoint(configs: Sequence[Path], folder: Path) -> Path:
     Raises:
         UsageError: If none is finished; the message says how to train one.
     """
-    over = [checkpoint for run in list_runs(folder) if (checkpoint := run.newest())]
-    if not over:
+    newest_first = (run.newest() for run in reversed(list_runs(folder)))
+    if not (checkpoint := next(filter(None, newest_first), None)):
         words = [word for config in configs for word in ("--config", str(config))]
         fit = shlex.join([*PROGRAM.split(), "fit", *words])
         raise UsageError(f"no finished run in {folder}: train one with `{fit}`")
-    return over[-1]
+    return checkpoint
 
 
 def newest_of_all(root: str | Path = RUNS) -> Path:

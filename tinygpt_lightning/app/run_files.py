@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,7 +12,8 @@ from typing_extensions import override
 
 from tinygpt_lightning.app.run import FILES_KEY, Run
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
-from tinygpt_lightning.gpt.files import write_whole
+from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.gpt.files import link_whole, write_whole
 from tinygpt_lightning.module import TinyGPTModule
 
 
@@ -20,16 +23,22 @@ class RunFiles(Checkpoint):
     Args:
         run: The run.
         config: Its settings, as YAML.
-        save_every_n_epochs: How often ``last.ckpt`` is written, in epochs; also when training stops.
+        save_every_n_seconds: How often ``last.ckpt`` is written; also at a stage's end, and when training stops.
         stop: The callback that knows whether somebody interrupted it.
+        schedule: Which epoch ends a stage.
     """
 
-    def __init__(self, run: Run, config: str, save_every_n_epochs: int, stop: GracefulStop) -> None:
+    def __init__(
+        self, run: Run, config: str, save_every_n_seconds: float, stop: GracefulStop, schedule: Schedule
+    ) -> None:
         self.run = run
         self.config = config
-        self.save_every_n_epochs = save_every_n_epochs
+        self.save_every_n_seconds = save_every_n_seconds
         self.stop = stop
+        self.schedule = schedule
         self.ended_early = False
+        self._saved = time.monotonic()
+        self._stage_file: Path | None = None  # of a stage that has just ended
 
     @property
     @override
@@ -47,25 +56,47 @@ class RunFiles(Checkpoint):
         # Only now: nobody refuses the settings any more.
         if trainer.is_global_zero:
             write_whole(self.run.config, self.config.encode())
+        self._saved = time.monotonic()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._link_last(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         self.ended_early = trainer.should_stop and not self.stop.interrupted and done != trainer.max_epochs
-        if done % self.save_every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
-            # What was logged goes first: a run killed in between would never log it again.
-            for logger in trainer.loggers:
-                logger.save()
+        ends_stage = self.schedule.ends_stage(trainer.current_epoch)
+        # The first process's clock decides: all of them take part when a checkpoint is written.
+        is_due = trainer.strategy.broadcast(time.monotonic() - self._saved >= self.save_every_n_seconds)
+        if not (ends_stage or is_due or trainer.should_stop):
+            return
+        # What was logged goes first: a run killed in between would never log it again.
+        for logger in trainer.loggers:
+            logger.save()
+        if ends_stage:
+            # The stage's own checkpoint comes next, and is this one too.
+            self._stage_file = self.run.stage(self.schedule.stage_at(trainer.current_epoch) + 1)
+        else:
             trainer.save_checkpoint(self.run.last)
+            self._saved = time.monotonic()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._link_last(trainer)
         # This callback hands its averages to the module only now, after the last checkpoint.
         averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if averaging and trainer.current_epoch == trainer.max_epochs:
-            for path in (self.run.stage(len(self.run.settings["stages"])), self.run.last):
-                trainer.save_checkpoint(path)
+            self._stage_file = self.run.stage(len(self.run.settings["stages"]))
+            trainer.save_checkpoint(self._stage_file)
+            self._link_last(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {"ended_early": self.ended_early}
+
+    def _link_last(self, trainer: Trainer) -> None:
+        if self._stage_file and trainer.is_global_zero:
+            link_whole(self._stage_file, self.run.last)
+            self._saved = time.monotonic()
+        self._stage_file = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt, register_type
+from jsonargparse.typing import NonNegativeFloat, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -101,10 +102,10 @@ class Settings(LightningCLI):
             help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake; with --rebuild.",
         )
         parser.add_argument(
-            "--save_every_n_epochs",
-            type=PositiveInt,
-            default=10,
-            help="How often last.ckpt is written, in epochs; also at the end.",
+            "--save_every_n_seconds",
+            type=NonNegativeFloat,
+            default=30.0,
+            help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
@@ -147,16 +148,18 @@ class Settings(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
 
-    def dump(self) -> str:
+    @cached_property
+    def text(self) -> str:
         """Every setting, as YAML; but not where this process went on from."""
         config = self.config.clone()
         config.ckpt_path = None
         return str(self.parser.dump(config, skip_none=False))
 
-    def as_dict(self) -> dict[str, Any]:
+    @cached_property
+    def plain(self) -> dict[str, Any]:
         """Every setting, as plain values."""
-        plain: dict[str, Any] = yaml.safe_load(self.dump())
-        return plain
+        settings: dict[str, Any] = yaml.safe_load(self.text)
+        return settings
 
     @property
     def config_files(self) -> list[Path]:

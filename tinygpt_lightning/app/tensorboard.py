@@ -48,7 +48,8 @@ class TensorBoardReport(Callback):
         schedule: Which epoch belongs to which stage.
         settings: All settings of the run; the telling ones are compared with those of other runs.
         stop: The callback that knows whether somebody interrupted the run.
-        text_every_n_epochs: How often the text is generated, in epochs; also at each stage's end.
+        text_every_n_epochs: How often the text is generated, in epochs, as long as it improves; also at each stage's
+            end.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class TensorBoardReport(Callback):
         self.settings = settings
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
+        self.shown_at: float | None = None  # the character error rate when the text was shown last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
@@ -75,7 +77,8 @@ class TensorBoardReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
-        if writer := _writer(trainer):
+        writer = _writer(trainer)
+        if writer and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             tag = f"loss_by_stage/stage_{self.schedule.stage_at(trainer.current_epoch) + 1}"
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
@@ -86,7 +89,9 @@ class TensorBoardReport(Callback):
             return
         done, step = trainer.current_epoch + 1, trainer.global_step - 1
         at_end = self.schedule.ends_stage(trainer.current_epoch)
-        if at_end or done % self.text_every_n_epochs == 0 or done == 1:
+        error_rate = float(trainer.callback_metrics.get("val/char_error_rate", 1))
+        if at_end or (error_rate != self.shown_at and (done % self.text_every_n_epochs == 0 or done == 1)):
+            self.shown_at = error_rate
             writer.add_text("generated", "\n\n".join(_said(pl_module, done)), step)
         if at_end:
             text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
@@ -102,6 +107,14 @@ class TensorBoardReport(Callback):
         """Show what came of it where training ended early; a run that was interrupted is not at its end."""
         if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
             self._log_settings(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to show the same texts."""
+        return {"shown_at": self.shown_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.shown_at = state["shown_at"]
 
     def _log_settings(self, trainer: Trainer) -> None:
         final = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import pickle
 import re
@@ -23,6 +22,7 @@ _COMMENT = "tinygpt-checkpoint {format} sha256:{digest}"
 _COMMENT_PATTERN = re.compile(rb"tinygpt-checkpoint (\d+) sha256:(\S+)\Z")
 _COMMENT_LENGTH = len(_COMMENT.format(format=FORMAT, digest="0" * 64))
 VERSION = "pytorch-lightning_version"  # the entry with the version of Lightning that wrote a checkpoint
+_CHUNK = 1 << 20  # bytes
 _LENGTH_FIELD = struct.Struct("<H")  # the last field of a zip archive, before the comment
 
 
@@ -60,11 +60,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = local_path(path)
     try:
-        data = path.read_bytes()  # once: what is checked is what is loaded, even if the file is replaced meanwhile
+        file = path.open("rb")  # once: what is checked is what is loaded, even if the file is replaced meanwhile
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    _check_whole(path, data)
-    checkpoint = plain_values(path, data)  # a digest proves no good will
+    with file:
+        _check_whole(path, file)
+        file.seek(0)
+        checkpoint = plain_values(path, file)  # a digest proves no good will
     if not isinstance(checkpoint, dict) or not isinstance(version := checkpoint.get(VERSION), str):
         raise CheckpointError(path, f"is no Lightning checkpoint: it has no {VERSION}")
     if version.split(".")[0] != LIGHTNING:
@@ -72,18 +74,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checkpoint
 
 
-def plain_values(path: str | os.PathLike[str], data: bytes) -> Any:
+def plain_values(path: str | os.PathLike[str], file: BinaryIO) -> Any:
     """What ``torch.save`` wrote, if that was tensors and plain values.
 
     Args:
-        path: The file, for the message.
-        data: Its content.
+        path: The file's name, for the message.
+        file: The file.
 
     Raises:
         CheckpointError: If it is anything else.
     """
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file provokes here, it is refused
         raise CheckpointError(path, _refusal(error)) from error
 
@@ -158,22 +160,40 @@ def _write_archive(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     file.flush()
 
 
-def _check_whole(path: Path, data: bytes) -> None:
-    if not data:
+def _check_whole(path: Path, file: BinaryIO) -> None:
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * _COMMENT_LENGTH))
+        tail = file.read()
+        file.seek(0)
+        start = file.read(2)
+        length = size - _COMMENT_LENGTH - _LENGTH_FIELD.size  # of the archive
+        comment = _COMMENT_PATTERN.search(tail)
+        digest = _digest(file, length) if comment else ""
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    if not size:
         raise CheckpointError(path, "is empty")
-    comment = _COMMENT_PATTERN.search(data, max(0, len(data) - 2 * _COMMENT_LENGTH))
-    if comment is None and data[-22:].startswith(b"PK\5\6") and data.endswith(_LENGTH_FIELD.pack(0)):
+    if comment is None and tail[-22:].startswith(b"PK\5\6") and tail.endswith(_LENGTH_FIELD.pack(0)):
         raise CheckpointError(path, "carries no digest (it was written by another program), so damage would go unseen")
     if comment is None:
-        raise CheckpointError(path, "is truncated" if data.startswith(b"PK") else "is no checkpoint")
+        raise CheckpointError(path, "is truncated" if start == b"PK" else "is no checkpoint")
     if int(comment[1]) != FORMAT:
         raise CheckpointError(path, f"is of format {int(comment[1])}; this version reads format {FORMAT}")
-    archive, length = memoryview(data)[: -_COMMENT_LENGTH - _LENGTH_FIELD.size], _LENGTH_FIELD.pack(_COMMENT_LENGTH)
-    digest = hashlib.sha256(archive)
-    digest.update(_LENGTH_FIELD.pack(0))  # as torch wrote it, without a comment
-    expected = _COMMENT.format(format=FORMAT, digest=digest.hexdigest()).encode()
-    if data[len(archive) :] != length + expected:
+    expected = _LENGTH_FIELD.pack(_COMMENT_LENGTH) + _COMMENT.format(format=FORMAT, digest=digest).encode()
+    if not tail.endswith(expected):
         raise CheckpointError(path, "is damaged: its content does not match its digest")
+
+
+def _digest(file: BinaryIO, length: int) -> str:
+    """The digest of an archive of ``length`` bytes as torch wrote it, without a comment."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (data := file.read(min(length, _CHUNK))):
+        digest.update(data)
+        length -= len(data)
+    digest.update(_LENGTH_FIELD.pack(0))
+    return digest.hexdigest()
 
 
 def _refusal(error: Exception) -> str:

@@ -29,8 +29,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; it names ``path``, and what was there is still there.
     """
-    # Beside the file, for a rename is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("x+b") as file:  # unlike tempfile's, the permissions are those the umask gives
             yield file
@@ -81,6 +80,26 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def link_whole(source: Path, path: Path) -> None:
+    """Make ``path`` another name of the file ``source``, in no time; a copy where there are no such links.
+
+    At every instant ``path`` names the earlier file or the new one, whole.
+
+    Raises:
+        OSError: If neither can be made; what was there is still there.
+    """
+    if path.exists() and path.samefile(source):
+        return
+    temporary = _temporary(path)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_whole(path, source.read_bytes())
+        return
+    temporary.replace(path)
+    _fsync_folder(path.parent)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed writers left in ``folder``; nobody else may be writing there."""
     for path in folder.iterdir():
@@ -104,6 +123,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise FolderLockedError(f"{folder}: another process is writing there; wait for its end") from None
     finally:
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    # Beside the file, for a rename is atomic only within a file system.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -30,7 +30,8 @@ def read_original(folder: Path) -> TrainedGPT:
         OSError: If a file cannot be read.
     """
     path = folder / WEIGHTS
-    weights = plain_values(path, path.read_bytes())
+    with path.open("rb") as file:
+        weights = plain_values(path, file)
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise CheckpointError(path, "expected weights by name, got something else")
     weights.pop(MASK, None)
