@@ -10,9 +10,10 @@ import torch
 from jsonargparse import auto_cli
 from torch.nn import functional as F
 
+from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble, keep_freed_memory
+from tinygpt_lightning.study.engine.ensemble import Ensemble
 
 
 def compare(

@@ -17,9 +17,9 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.progress import WorkProgress
 from tinygpt_lightning.gpt.files import locked
+from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.study.design.plan import FabricSettings
 from tinygpt_lightning.study.design.study import Cell, Study
-from tinygpt_lightning.study.engine.ensemble import keep_freed_memory
 from tinygpt_lightning.study.engine.outcome import Outcome
 from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
 from tinygpt_lightning.study.evidence import rows

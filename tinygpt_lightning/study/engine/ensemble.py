@@ -6,8 +6,6 @@ Shapes: ``S`` seeds, ``T`` time, ``V`` vocabulary.
 from __future__ import annotations
 
 import copy
-import ctypes
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,15 +152,3 @@ class Ensemble:
                 done if after is None and now else after
                 for after, now in zip(self.exact_after, right.tolist(), strict=True)
             ]
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep what a step frees for the next one.
-
-    By default it returns large blocks to the system, which has to clear them again at every step: a third of
-    the time of small networks. Other C libraries are left as they are.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
-            libc.mallopt(option, 2**31 - 1)
