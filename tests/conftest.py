@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Before torch is imported, and for the programs that tests start: tensors this small gain nothing from a second
 # thread, and two threads that wait for each other on a busy machine take fifty times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from lightning.pytorch import Trainer
 
 from tinygpt_lightning.cli import main
 
@@ -33,6 +34,21 @@ trainer: {accelerator: cpu}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="how often the campaign kills a fit")
     parser.addoption("--campaign-seed", type=int, default=0, help="where the campaign's random instants come from")
+
+
+def quiet_trainer(**settings: Any) -> Trainer:
+    """A trainer on the CPU that writes nothing, unless it is told otherwise."""
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **settings,
+        }
+    )
 
 
 class Result(NamedTuple):

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tinygpt_lightning.data import QADataModule, QAPair
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.pairs import PairsError
+from tinygpt_lightning.gpt.trained import TrainedGPT
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 ORIGINALS = QAPair("Xin chào", "Công ty BICweb kính chào quý khách!")
@@ -140,6 +142,10 @@ def test_the_end_symbol_needs_the_room_that_the_last_character_does_not() -> Non
 # What `predict` asks
 
 
+def trained_on(data: QADataModule) -> TrainedGPT:
+    return TrainedGPT(TinyGPT(GPTConfig(len(data.tokenizer), 80, 32, 4)), data.tokenizer, data.taught)
+
+
 def test_the_default_prompt_is_the_pairs_own() -> None:
     assert list(QADataModule().predict_dataloader()) == [["Question: Xin chào"]]
     assert list(QADataModule(question="1 + 1").predict_dataloader()) == [["Question: 1 + 1"]]
@@ -152,10 +158,10 @@ def test_own_prompts_come_in_order_as_they_are() -> None:
 
 def test_questions_are_put_into_the_template_of_what_was_taught() -> None:
     data = QADataModule(questions=["Xin", "chào"])
-    assert data.asked == (["Question: Xin \nAnswer: ", "Question: chào \nAnswer: "], ["Xin", "chào"])
+    assert data.asked == (["Question: Xin \nAnswer: ", "Question: chào \nAnswer: "], ["Xin", "chào"], None)
     data = QADataModule(questions=["Xin"])
-    data.adopt(QADataModule(template="{question}? {answer}").taught)
-    assert data.asked == (["Xin? "], ["Xin"])
+    data.adopt(trained_on(QADataModule(template="{question}? {answer}")), pairs=True)
+    assert data.asked == (["Xin? "], ["Xin"], None)
 
 
 def test_a_file_is_asked_its_questions_in_order_with_or_without_answers(file: Path, tmp_path: Path) -> None:
@@ -164,12 +170,13 @@ def test_a_file_is_asked_its_questions_in_order_with_or_without_answers(file: Pa
     (tmp_path / "alone.csv").write_text("question\n" + "\n".join([*questions, "câu 1"]) + "\n", encoding="utf-8")
     data = QADataModule(path=str(tmp_path / "alone.csv"))
     assert data.asked.questions == [*questions, "câu 1"]
+    assert data.asked.lines == list(range(2, 10))
     assert data.asked.prompts[0] == "Question: câu 1 \nAnswer: "
 
 
 def test_without_any_of_these_it_is_asked_what_it_was_taught(file: Path) -> None:
     data = QADataModule()
-    data.adopt(QADataModule(path=str(file)).taught)
+    data.adopt(trained_on(QADataModule(path=str(file))), pairs=True)
     assert data.asked.questions == [f"câu {i}" for i in range(1, 8)]
     assert data.asked.prompts[6] == "Question: câu 7 \nAnswer: "
 

@@ -6,11 +6,13 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
@@ -43,22 +45,7 @@ def make(config: GPTConfig = SMALL, *, seed: int = 0, lr: float = 3e-4, **kwargs
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     """Makes a quiet trainer that writes nothing outside of the test's folder."""
 
-    def make_trainer(**kwargs: Any) -> Trainer:
-        return Trainer(
-            **{
-                "accelerator": "cpu",
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-                "default_root_dir": tmp_path,
-                "plugins": [SafeCheckpointIO()],
-                **kwargs,
-            }
-        )
-
-    return make_trainer
+    return partial(quiet_trainer, default_root_dir=tmp_path, plugins=[SafeCheckpointIO()])
 
 
 def said(module: TinyGPTModule, pair: QAPair) -> str:

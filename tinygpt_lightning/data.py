@@ -14,6 +14,7 @@ from tinygpt_lightning.gpt.pairs import Mistake, PairsError, QAPair, read_pairs,
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.template import Template
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
+from tinygpt_lightning.gpt.trained import TrainedGPT
 from tinygpt_lightning.sampler import LengthSampler
 
 
@@ -26,7 +27,8 @@ class QADataModule(LightningDataModule):
         question: The question of a single pair.
         answer: The answer to it.
         path: A file of pairs, instead of that one: .jsonl with an object a line, .csv or .tsv with a header;
-            each has a ``question`` and an ``answer``. ``predict`` asks its questions.
+            each has a ``question`` and an ``answer``. ``validate`` measures another one than that of the run, and
+            ``predict`` asks its questions.
         template: The form of the texts, with {question} and {answer} where they belong; ``predict`` and
             ``validate`` take it from the checkpoint.
         end_symbol: Whether each text ends with a symbol that stops generation; null means yes, but for the
@@ -70,6 +72,7 @@ class QADataModule(LightningDataModule):
         self.questions = questions
         self.prompts = prompts
         self.n_positions = n_positions
+        self.lines: list[int] = []  # where each pair begins in the file
         self.repeated: list[int] = []  # lines of the file that say again what an earlier one says
 
     @cached_property
@@ -98,7 +101,7 @@ class QADataModule(LightningDataModule):
                 mistakes.append(Mistake(file.lines[i], reason))
         if mistakes:
             raise PairsError(self.path, mistakes)
-        self.repeated = file.repeated
+        self.lines, self.repeated = file.lines, file.repeated
         return taught
 
     @cached_property
@@ -120,19 +123,31 @@ class QADataModule(LightningDataModule):
         """
         if self.prompts is not None:
             return Asked(self.prompts)
+        lines = None
         if self.questions is not None:
             questions = self.questions
         elif self.path is not None:
-            questions = read_questions(self.path)
+            lines, questions = map(list, zip(*read_questions(self.path), strict=True))
         elif len(self.taught.pairs) == 1:
             return Asked(self.taught.prompts)
         else:
             questions = [pair.question for pair in self.taught.pairs]
-        return Asked([self.template.prompt(question) for question in questions], questions)
+        return Asked([self.template.prompt(question) for question in questions], questions, lines)
 
-    def adopt(self, taught: Taught) -> None:
-        """Take over what a model was taught: it is asked in its template, and about that if about nothing else."""
-        self.taught, self.template = taught, taught.template
+    def adopt(self, trained: TrainedGPT, *, pairs: bool) -> None:
+        """Go by what a model is, instead of by settings: its template, its end symbol, and the room that it has.
+
+        Args:
+            trained: The model.
+            pairs: Whether its pairs are taken over too, in place of those that the settings name.
+        """
+        self.template = trained.taught.template
+        self.end_symbol = trained.tokenizer.end is not None
+        self.n_positions = trained.model.config.n_positions
+        if pairs:
+            self.taught, self.path = trained.taught, None
+        elif self.path is None and self.questions is None:
+            self.questions = [self.pair.question]
 
     def train_dataloader(self) -> DataLoader[list[QAPair]]:
         """All pairs once an epoch, shuffled, in batches of similar lengths."""
@@ -178,10 +193,12 @@ class Asked(NamedTuple):
     Args:
         prompts: What the model is given.
         questions: The question in each, put there by the template; null where the prompts are raw text.
+        lines: Where each question begins in its file; null where they come from none.
     """
 
     prompts: list[str]
     questions: list[str] | None = None
+    lines: list[int] | None = None
 
 
 class _Pairs(Dataset[list[QAPair]]):

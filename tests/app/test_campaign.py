@@ -5,6 +5,7 @@ python -m pytest tests/app/test_campaign.py -m slow --kills 100 --campaign-seed 
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from tinygpt_lightning.cli import main
 pytestmark = pytest.mark.slow
 
 RUN = Path("checkpoints/small/version_0")
+# As many steps as `SMALL` has, in shuffled batches.
+MANY = SMALL.replace("epochs: 30", "epochs: 6") + "data: {path: pairs.jsonl, batch_size: 8}\n"
 KINDS = ["any time", "right after start", "during a write", "at the boundary"]
 # Started once with everything imported, then forked: a fit begins in a fraction of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -48,21 +51,30 @@ def start(folder: Path, resume: bool) -> BaseProcess:
     return process
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, config: str) -> Path:
     folder.mkdir()
-    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+    (folder / "small.yaml").write_text(config, encoding="utf-8")
+    pairs = [{"question": f"câu {i}", "answer": f"chữ {i * i} " * (i % 4 + 1)} for i in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return folder
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The fit that is never killed, and how long it takes, in seconds."""
-    folder = prepared(tmp_path_factory.mktemp("campaign") / "reference")
+class Reference(NamedTuple):
+    """A fit that is never killed: its settings, where it was, and how long it took, in seconds."""
+
+    config: str
+    folder: Path
+    duration: float
+
+
+@pytest.fixture(scope="module", params=[SMALL, MANY], ids=["one sentence", "many pairs"])
+def reference(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Reference:
+    folder = prepared(tmp_path_factory.mktemp("campaign") / "reference", request.param)
     begun = time.monotonic()
     process = start(folder, resume=False)
     process.join()
     assert process.exitcode == 0, (folder / "log.txt").read_text(encoding="utf-8")
-    return folder, time.monotonic() - begun
+    return Reference(request.param, folder, time.monotonic() - begun)
 
 
 def until(happened: Callable[[], bool], process: BaseProcess) -> None:
@@ -92,7 +104,8 @@ def check_equal(killed: Path, reference: Path) -> None:
         assert_same(ours[part], theirs[part], part)
     assert scalars(killed) == scalars(reference)
     module = TinyGPTModule.load_from_checkpoint(killed / RUN / "last.ckpt")
-    assert module.complete("Question: Xin chào") == SENTENCE
+    if len(module.taught.pairs) == 1:  # of many pairs, so few steps teach little
+        assert module.complete("Question: Xin chào") == SENTENCE
 
 
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
@@ -115,19 +128,19 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder / RUN), size_guidance={"scalars": 0})
     events.Reload()
     curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert len(curves["train/loss"]) == 60
+    assert len(curves["train/loss"]) == read_checkpoint(folder / RUN / "last.ckpt")["global_step"] >= 36
     return curves
 
 
 def test_killed_and_continued_equals_never_killed(
-    tmp_path: Path, reference: tuple[Path, float], request: pytest.FixtureRequest
+    tmp_path: Path, reference: Reference, request: pytest.FixtureRequest
 ) -> None:
-    expected, duration = reference
+    config, expected, duration = reference
     chance = random.Random(request.config.getoption("--campaign-seed"))
     wanted = request.config.getoption("--kills")
     kills = run = 0
     while kills < wanted:
-        folder = prepared(tmp_path / f"run-{run}")
+        folder = prepared(tmp_path / f"run-{run}", config)
         run += 1
         for _ in range(min(chance.randint(1, 3), wanted - kills)):
             kind = chance.choice(KINDS)
@@ -146,9 +159,9 @@ def test_killed_and_continued_equals_never_killed(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_a_signal_and_continued_equals_never_stopped(
-    tmp_path: Path, reference: tuple[Path, float], number: signal.Signals, code: int
+    tmp_path: Path, reference: Reference, number: signal.Signals, code: int
 ) -> None:
-    folder = prepared(tmp_path / "run")
+    folder = prepared(tmp_path / "run", reference.config)
     process = start(folder, resume=False)
     until((folder / RUN / "last.ckpt").exists, process)
     assert process.pid
@@ -161,16 +174,16 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
     process = start(folder, resume=True)
     process.join()
     assert process.exitcode == 0
-    check_equal(folder, reference[0])
+    check_equal(folder, reference.folder)
 
 
-@pytest.mark.parametrize("renumber", ["false", "true"])
-def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path, renumber: str) -> None:
+@pytest.mark.parametrize(("config", "renumber"), [(SMALL, "false"), (SMALL, "true"), (MANY, "false")])
+def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path, config: str, renumber: str) -> None:
     command = [
         sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml", "--save_every_n_seconds", "0",
         "--renumber", renumber, "--trainer.devices", "2", "--trainer.strategy", "ddp",
     ]  # fmt: skip
-    whole, killed = prepared(tmp_path / "whole"), prepared(tmp_path / "killed")
+    whole, killed = (prepared(tmp_path / name, config) for name in ("whole", "killed"))
     subprocess.run(command, cwd=whole, check=True)
     for instant in ("last.ckpt", "stage-1.ckpt"):
         resume = ["--ckpt_path", "last"] if (killed / RUN).exists() else []

@@ -24,7 +24,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "fit": Command("Train in stages, and show what was learnt.", "tinygpt_lightning.app.fit", "fit"),
     "validate": Command(
-        "Measure whether a trained model knows the sentence.", "tinygpt_lightning.app.evaluate", "validate"
+        "Measure what a trained model knows by heart, and show what it says instead of the rest.",
+        "tinygpt_lightning.app.evaluate",
+        "validate",
     ),
     "predict": Command(
         "Continue prompts with a trained model: the texts go to stdout, and nothing else does.",

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import FolderLockedError
+from tinygpt_lightning.gpt.pairs import PairsError
 from tinygpt_lightning.gpt.tokenizer import UnknownCharacterError, VocabularyError
 
 
@@ -20,7 +21,9 @@ class UsageError(ValueError):
     """Something was asked for that cannot be done."""
 
 
-USERS_MISTAKES = (UsageError, CheckpointError, FolderLockedError, UnknownCharacterError, VocabularyError)
+USERS_MISTAKES = (
+    UsageError, CheckpointError, FolderLockedError, PairsError, UnknownCharacterError, VocabularyError,
+)  # fmt: skip
 MACHINES_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -32,7 +35,10 @@ def explained() -> Iterator[None]:
         sys.stdout.flush()  # here, where a reader who has gone is noticed
     except USERS_MISTAKES as error:
         fail(str(error), 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # A Trainer that is interrupted while it validates or predicts exits by itself, with 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         fail("interrupted before there was anything to keep", 128 + signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has enough of it. What is still to be flushed when Python ends goes nowhere.

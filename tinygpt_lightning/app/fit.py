@@ -13,6 +13,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim.swa_utils import SWALR
 
@@ -27,7 +28,9 @@ from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.memory import keep_freed_memory
+from tinygpt_lightning.gpt.pairs import MOST_MISTAKES
 from tinygpt_lightning.gpt.trained import load
 from tinygpt_lightning.original.stages import OriginalStages
 
@@ -45,6 +48,7 @@ def fit(args: Sequence[str]) -> None:
         _check_optimizer(made)
         _check_averaging(made)
         check_pairs(it, made.data)
+        _warn_of_repetitions(made.data)
         stop = GracefulStop()
         trainer = it.settings.make_trainer(
             made,
@@ -58,6 +62,14 @@ def fit(args: Sequence[str]) -> None:
             _report(it, trainer, stop)
         if stop.received:
             sys.exit(128 + stop.received)
+
+
+@rank_zero_only
+def _warn_of_repetitions(data: QADataModule) -> None:
+    if lines := data.repeated:
+        more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+        named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
+        say(f"warning: {data.path}: these lines repeat an earlier pair, which counts once: {named}")
 
 
 def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback]:

@@ -41,6 +41,7 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
+            redirect_stdout=False,  # the results go where they are sent
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -134,6 +135,8 @@ def _state(metrics: dict[str, Any], pairs: int) -> str:
 class WorkProgress:
     """Shows how much of a known amount of work is done: live in a terminal, else a plain line every ten seconds.
 
+    Work that is done sooner is nothing to talk about.
+
     Args:
         title: What is done.
         unit: What is counted, in the plural.
@@ -153,7 +156,7 @@ class WorkProgress:
         now = time.monotonic()
         if self.display.is_live:
             self.display.update(self.title, self.done, self.total)
-        elif now - self._last >= 10 or self.done >= self.total:
+        elif now - self._last >= 10 or (self.done >= self.total and self._last > self._begun):
             self._last = now
             self.display.print(self.line(now - self._begun))
         if self.done >= self.total:

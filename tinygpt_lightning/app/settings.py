@@ -45,6 +45,10 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
     "model.vocab": lambda data: data.tokenizer.vocab,
     "model.config.vocab_size": lambda data: len(data.tokenizer),
 }
+OUTPUTS = {
+    "validate": "File for the pairs that are not learnt yet, one JSON object a line.",
+    "predict": "File for the texts, one JSON object a line.",
+}
 READ = "Checkpoint to read, or a run's folder; null means the newest finished run of the same --config."
 
 
@@ -109,12 +113,12 @@ class Settings(LightningCLI):
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
-        if self.command == "predict":
-            parser.add_argument("--output", type=str | None, help="File for the texts, one JSON object a line.")
-        # What is taught, and so the vocabulary, comes from the data, but not before a command asks for it: only
-        # `fit` makes its model from that, all others read it from a checkpoint.
+        if self.command in OUTPUTS:
+            parser.add_argument("--output", type=str | None, help=OUTPUTS[self.command])
+        # What is taught, and so the vocabulary, comes from the data; all other commands read it from a checkpoint,
+        # and a file of questions alone teaches nothing.
         parser.link_arguments("model.config.n_positions", "data.n_positions")
-        for target, read in _FROM_DATA.items():
+        for target, read in _FROM_DATA.items() if self.command == "fit" else ():
             parser.link_arguments("data", target, compute_fn=read, apply_on="instantiate")
         # For --help: the Trainer's many options after those of this project.
         parser._action_groups.sort(key=lambda group: "aspect of training" in str(group.title))  # type: ignore[attr-defined]

@@ -110,8 +110,11 @@ def read_pairs(path: str | os.PathLike[str]) -> PairFile:
     return file
 
 
-def read_questions(path: str | os.PathLike[str]) -> list[str]:
+def read_questions(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     """Read the questions of a file as `read_pairs` takes it; it may do without answers, and repeat itself.
+
+    Returns:
+        Of each, the line where it begins, from 1, and the question.
 
     Raises:
         PairsError: If anything is wrong with it.
@@ -121,7 +124,7 @@ def read_questions(path: str | os.PathLike[str]) -> list[str]:
     mistakes = [Mistake(line, row) for line, row in rows if isinstance(row, str)]
     if mistakes or not rows:
         raise PairsError(path, mistakes or [Mistake(0, "expected at least one question, got none")])
-    return [row["question"] for _, row in rows if not isinstance(row, str)]
+    return [(line, row["question"]) for line, row in rows if not isinstance(row, str)]
 
 
 def _rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:

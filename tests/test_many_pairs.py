@@ -1,0 +1,105 @@
+"""Many pairs through Lightning: what counts in the loss, what is measured, and several processes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import quiet_trainer
+from torch.nn import functional as F
+from torch.optim import AdamW
+
+from tinygpt_lightning.data import QADataModule
+from tinygpt_lightning.gpt.model import GPTConfig
+from tinygpt_lightning.module import TinyGPTModule
+
+PAIRS = [(f"câu {i}", f"chữ {i * i} " * (i % 5 + 1)) for i in range(21)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("question\tanswer\n" + "".join(f"{q}\t{a}\n" for q, a in PAIRS), encoding="utf-8")
+    return str(path)
+
+
+def module_for(data: QADataModule, **settings: Any) -> TinyGPTModule:
+    torch.manual_seed(0)
+    config = GPTConfig(len(data.tokenizer), 96, 32, 4, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    return TinyGPTModule(config, data.tokenizer.vocab, partial(AdamW, lr=1e-3), taught=data.taught, **settings)
+
+
+def fitted(file: str, batch_size: int, **settings: Any) -> tuple[TinyGPTModule, dict[str, float]]:
+    data = QADataModule(path=file, batch_size=batch_size)
+    module = module_for(data)
+    trainer = quiet_trainer(max_epochs=3, **settings)
+    trainer.fit(module, data)
+    return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_two_processes_with_half_the_batch_follow_one_with_the_whole(file: str) -> None:
+    # 7 pairs a batch: one process has 4 of them and the other 3, of other lengths.
+    alone, metrics = fitted(file, 8)
+    together, theirs = fitted(file, 4, strategy="ddp_spawn", devices=2)
+    weights = together.state_dict()
+    for name, weight in alone.state_dict().items():
+        if name.endswith("c_attn.bias"):
+            # No softmax sees the keys' bias: its gradient is rounding, which Adam makes as large as any other.
+            weight[32:64] = weights[name][32:64]
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5)
+    assert theirs == pytest.approx(metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_on", ["all", "answer"])
+def test_every_character_that_counts_counts_once(file: str, loss_on: Any) -> None:
+    data = QADataModule(path=file, batch_size=8)
+    module = module_for(data, loss_on=loss_on).eval()
+    losses, exact = [], []
+    for pair in data.taught.pairs:
+        prompt, rest = data.taught.parts(pair)
+        ids = [*data.tokenizer.encode(prompt + rest), data.tokenizer.end]
+        scores = module.model(torch.tensor([ids[:-1]]))[0].detach()
+        first = len(prompt) - 1 if loss_on == "answer" else 0
+        losses.append(F.cross_entropy(scores[first:], torch.tensor(ids[first + 1 :]), reduction="none"))
+        exact.append(scores[len(prompt) - 1 :].argmax(-1).tolist() == ids[len(prompt) :])
+    metrics = quiet_trainer().validate(module, data, verbose=False)[0]
+    assert metrics["val/loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-6)
+    assert metrics["val/perplexity"] == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-5)
+    assert metrics["val/exact_match"] == sum(exact) / len(exact)
+
+
+def test_the_training_step_learns_from_what_counts_alone(file: str) -> None:
+    data = QADataModule(path=file, batch_size=8)
+    pairs = next(iter(data.val_dataloader()))
+    gradients = []
+    for batches in ([pairs], [[pair] for pair in pairs]):
+        module = module_for(data, loss_on="answer")
+        module.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
+        module.trainer = quiet_trainer()
+        counts = [sum(len(data.taught.parts(pair)[1]) + 1 for pair in batch) for batch in batches]
+        for batch, count in zip(batches, counts, strict=True):
+            (module.training_step(batch) * count / sum(counts)).backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+    for together, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+def test_the_share_of_pairs_is_what_decoding_gives_back(file: str) -> None:
+    data = QADataModule(path=file, batch_size=8)
+    module = module_for(data)
+    optimizer = AdamW(module.parameters(), lr=1e-2)
+    shares = set()
+    for _ in range(40):
+        for pairs in [*data.train_dataloader()] * 2:
+            optimizer.zero_grad()
+            batch = module._encode(pairs)
+            F.cross_entropy(module.model(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
+            optimizer.step()
+        share = quiet_trainer().validate(module, data, verbose=False)[0]["val/exact_match"]
+        texts = module.trained.complete_all(data.taught.prompts)
+        assert share == pytest.approx(sum(map(str.__eq__, texts, map(data.taught.text, data.taught.pairs))) / 21)
+        shares.add(share)
+    assert len(shares) > 3, "and not all or nothing"
