@@ -1,148 +1,189 @@
-"""The vectorised engine against plain loops over plain modules."""
+"""The engine against plain loops over plain networks."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.study.ensemble import DropoutNoise, Ensemble, GivenDropout
+from tinygpt_lightning.study.design.recipe import read_recipe
+from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters
+from tinygpt_lightning.study.engine.stacked import stacked_logits
 
 CPU = torch.device("cpu")
-SIZE = {"vocab_size": 11, "n_positions": 16, "n_embd": 8, "n_head": 2}
-DRY = GPTConfig(**SIZE, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-IDS = torch.tensor([[1, 5, 2, 10, 0, 3, 3, 7, 9, 4]])
+SIZE = {"n_positions": 32, "n_embd": 8, "n_head": 2}
+DRY = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+ADAMW = {"class_path": "AdamW", "init_args": {"lr": 0.01}}
+ONE_CYCLE = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.02, "total_steps": 50}}
+PROMPT = len("Question: Xin")
 
 
-def ensemble(config, seeds, learning_rate=1e-2):
-    return Ensemble(config, seeds, IDS.size(1) - 1, learning_rate, CPU)
+def recipe(stages=2, config=DRY, stage=None, **model):
+    return read_recipe(
+        {
+            "data": {"question": "Xin", "answer": "Chào!"},
+            "model": {"config": {**SIZE, **config}, "optimizer": ADAMW, **model},
+            "stages": [{"epochs": 1}, *[{"epochs": 1, **(stage or {})}] * (stages - 1)],
+        }
+    )
 
 
-def plain_loop(seed, epochs, config=DRY):
-    torch.manual_seed(seed)
-    model = TinyGPT(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
+def ensemble(asked, seeds, measure_updates=False):
+    return Ensemble(asked, seeds, CPU, measure_updates)
+
+
+def train(together, epochs):
     for _ in range(epochs):
-        loss = F.cross_entropy(model(IDS[:, :-1]).flatten(0, 1), IDS[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        together.train_epoch()
+    return together
+
+
+def ids_of(asked):
+    return torch.tensor([[*asked.vocabulary.encode(asked.text), asked.vocabulary.end]])
+
+
+def plain_loop(asked, seed, epochs, stages=1):
+    """What everybody would write."""
+    torch.manual_seed(seed)
+    model, ids, losses = TinyGPT(asked.config), ids_of(asked), []
+    first = PROMPT - 1 if asked.loss_on == "answer" else 0
+    for _ in range(stages):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, 50) if asked.lr_scheduler else None
+        for _ in range(epochs):
+            loss = F.cross_entropy(model(ids[:, :-1])[0, first:], ids[0, first + 1 :])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+            losses.append(loss.item())
     return model, losses
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_each_replicate_is_a_plain_loop(tied):
-    config = GPTConfig(**{**vars(DRY), "tie_weights": tied})
-    together = ensemble(config, [3, 8, 1])
-    for _ in range(25):
-        together.train_epoch(IDS, answer_start=4)
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ({}, {}),
+        ({"tie_weights": True}, {"loss_on": "answer"}),
+        ({"bias": False, "n_inner": 5, "initializer_range": 0.02}, {"lr_scheduler": ONE_CYCLE}),
+        ({"n_embd": 2, "n_head": 1, "n_inner": 1, "layer_norm_epsilon": 100.0}, {}),
+    ],
+)
+def test_each_replicate_is_a_plain_loop(config, model):
+    asked = recipe(config={**DRY, **config}, **model)
+    together = train(ensemble(asked, [3, 8, 1]), 25)
     for index, seed in enumerate(together.seeds):
-        model, losses = plain_loop(seed, 25, config)
+        alone, losses = plain_loop(asked, seed, 25)
         assert torch.stack(together.losses)[:, index].tolist() == pytest.approx(losses, abs=1e-5)
-        replicate = TinyGPT(config)
+        replicate = TinyGPT(asked.config)
         together.copy_weights(index, replicate)
-        torch.testing.assert_close(replicate(IDS), model(IDS), atol=1e-5, rtol=0)
-        for name, parameter in model.named_parameters():
-            mine, plain = replicate.get_parameter(name), parameter
-            if name == "h.attn.c_attn.bias":
-                # The keys' bias adds the same to all scores of a row, and softmax takes it away again: its
-                # gradient is nothing but rounding, which AdamW scales up.
-                mine, plain = (torch.cat([bias[:8], bias[16:]]) for bias in (mine, plain))
-            torch.testing.assert_close(mine, plain, atol=1e-5, rtol=0)
+        torch.testing.assert_close(replicate(ids_of(asked)), alone(ids_of(asked)), atol=1e-4, rtol=0)
 
 
 def test_a_new_optimizer_over_the_stack_is_one_for_each_replicate():
-    together = ensemble(DRY, [0, 1])
-    for reset in (False, True):
-        if reset:
-            together.begin_stage(1, reset_optimizer=True, redraw_weights=False)
-        for _ in range(6):
-            together.train_epoch(IDS, answer_start=4)
+    asked = recipe()
+    together = train(ensemble(asked, [0, 1]), 6)
+    together.begin_stage(asked, 1)
+    train(together, 6)
     for index, seed in enumerate(together.seeds):
-        torch.manual_seed(seed)
-        model = TinyGPT(DRY)
-        for _ in range(2):
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-            for _ in range(6):
-                loss = F.cross_entropy(model(IDS[:, :-1])[0], IDS[0, 1:])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        assert together.losses[-1][index].item() == pytest.approx(loss.item(), abs=1e-5)
+        losses = plain_loop(asked, seed, 6, stages=2)[1]
+        assert torch.stack(together.losses)[:, index].tolist() == pytest.approx(losses, abs=1e-5)
 
 
 def test_a_kept_optimizer_and_carried_weights_are_no_boundary_at_all():
-    through, across = ensemble(GPTConfig(**SIZE), [0, 1]), ensemble(GPTConfig(**SIZE), [0, 1])
+    asked = recipe(config={}, stage={"reset_optimizer": False})
+    through, across = ensemble(asked, [0, 1]), ensemble(asked, [0, 1])
     for epoch in range(8):
         if epoch == 4:
-            across.begin_stage(1, reset_optimizer=False, redraw_weights=False)
-        for each in (through, across):
-            each.train_epoch(IDS, answer_start=4)
+            across.begin_stage(asked, 1)
+        train(through, 1), train(across, 1)
     assert torch.equal(torch.stack(through.losses), torch.stack(across.losses))
 
 
 def test_a_fork_leaves_its_origin_alone():
-    origin, untouched = ensemble(DRY, [0]), ensemble(DRY, [0])
-    for each in (origin, untouched):
-        for _ in range(3):
-            each.train_epoch(IDS, answer_start=4)
-    fork = origin.fork()
-    for _ in range(3):
-        fork.train_epoch(IDS, answer_start=4)
-    assert origin.epoch == 3
-    for each in (origin, untouched):
-        each.train_epoch(IDS, answer_start=4)
-    assert torch.equal(origin.losses[-1], untouched.losses[-1])
+    asked = recipe(lr_scheduler=ONE_CYCLE)
+    origin, untouched = train(ensemble(asked, [0]), 3), train(ensemble(asked, [0]), 3)
+    fork = train(origin.fork(), 3)
+    assert (origin.epoch, fork.epoch) == (3, 6)
+    train(origin, 3), train(untouched, 3)
+    for each in (fork, origin):
+        assert torch.equal(torch.stack(each.losses), torch.stack(untouched.losses))
 
 
 def test_redrawn_weights_are_new_known_ones():
-    first, second = ensemble(DRY, [0, 1]), ensemble(DRY, [1])
+    asked = recipe(stage={"weights": "redrawn"})
+    first, second = ensemble(asked, [0, 1]), ensemble(asked, [1])
     before = first.parameters["wte.weight"].clone()
     for each in (first, second):
-        each.begin_stage(1, reset_optimizer=True, redraw_weights=True)
+        each.begin_stage(asked, 1)
     assert not torch.equal(first.parameters["wte.weight"], before)
     assert torch.equal(first.parameters["wte.weight"][1], second.parameters["wte.weight"][0])
 
 
-def test_drawing_weights_leaves_the_global_generator_alone():
+def test_a_first_stage_begins_with_the_weights_of_fit():
+    config = GPTConfig(**SIZE)
     torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    ensemble(DRY, [0])
-    assert torch.equal(torch.rand(1), expected)
+    expected = dict(TinyGPT(config).named_parameters())
+    state = torch.random.get_rng_state()
+    drawn = draw_parameters(config, [5], 0, CPU)
+    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
+    assert all(torch.equal(drawn[name][0], parameter) for name, parameter in expected.items())
 
 
 def test_a_seed_does_not_depend_on_its_neighbours():
-    alone, beside = ensemble(GPTConfig(**SIZE), [7]), ensemble(GPTConfig(**SIZE), [2, 7, 5])
-    for each in (alone, beside):
-        for _ in range(10):
-            each.train_epoch(IDS, answer_start=4)
-    assert torch.equal(torch.stack(alone.losses)[:, 0], torch.stack(beside.losses)[:, 1])
+    """To rounding: a stack of one may take another path through the linear algebra."""
+    asked = recipe(config={})
+    alone, beside = train(ensemble(asked, [7]), 10), train(ensemble(asked, [2, 7, 5]), 10)
+    torch.testing.assert_close(torch.stack(alone.losses)[:, 0], torch.stack(beside.losses)[:, 1], atol=1e-6, rtol=0)
 
 
-def test_spelt_out_attention_is_the_models_own():
-    torch.manual_seed(0)
-    model = TinyGPT(DRY)
-    with GivenDropout(None):
-        spelt_out = model(IDS)
-    torch.testing.assert_close(spelt_out, model(IDS), atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("config", [{}, {"bias": False, "tie_weights": True, "n_inner": 3, "layer_norm_epsilon": 9.0}])
+def test_the_stack_is_the_models_own_arithmetic(config):
+    size = GPTConfig(**SIZE, **config)
+    model = TinyGPT(size).eval()
+    ids = torch.randint(34, (20,))
+    logits = stacked_logits({name: p[None] for name, p in model.named_parameters()}, size, ids)
+    torch.testing.assert_close(logits, model(ids[None]), atol=1e-6, rtol=1e-5)
 
 
 def test_dropout_is_at_the_models_places_with_its_probabilities():
-    config = GPTConfig(**SIZE, embd_pdrop=0.5, attn_pdrop=0.25, resid_pdrop=0.0)
+    size = GPTConfig(**SIZE, embd_pdrop=0.5, attn_pdrop=0.25, resid_pdrop=0.0)
     T, C, H = 10, 8, 2
-    factors = DropoutNoise(config, T, CPU).factors(range(500), epoch=3)  # (S, N)
+    noise = DropoutNoise(size, T, CPU)
+    factors = noise.factors(range(500), epoch=3)  # (S, N)
     embedding, attention, rest = factors.split([T * C, H * T * T, 2 * T * C], dim=1)
     for part, p in ((embedding, 0.5), (attention, 0.25)):
         assert part.unique().tolist() == pytest.approx([0.0, 1 / (1 - p)])
         # Five standard deviations of a mean of so many draws.
         assert (part == 0).float().mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / part.numel()) ** 0.5)
     assert (rest == 1).all()
-    model = TinyGPT(config)
-    with GivenDropout(factors[0]) as mode:
-        model(IDS[:, :T])
-    assert mode.used == factors.size(1)  # the model drops as often as is drawn
+    assert not noise.is_off
+
+
+def test_given_dropout_is_that_of_the_model(monkeypatch):
+    """The model itself, with its `dropout` told what to multiply by, and its attention spelt out by PyTorch."""
+    size = GPTConfig(**SIZE)
+    model, ids, T = TinyGPT(size).train(), torch.randint(34, (10,)), 10
+    [factors] = DropoutNoise(size, T, CPU).factors([4], 0)
+    used = 0
+
+    def given(x, p=0.5, training=True, inplace=False):
+        nonlocal used
+        start, used = used, used + x.numel()
+        return x * factors[start:used].view(x.shape)
+
+    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+        assert is_causal
+        scores = (q @ k.transpose(-2, -1) / q.size(-1) ** 0.5).masked_fill(~torch.ones(T, T).tril().bool(), -torch.inf)
+        return given(scores.softmax(-1)) @ v
+
+    monkeypatch.setattr(F, "dropout", given)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    expected = model(ids[None])
+    assert used == len(factors)
+    stacked = stacked_logits({name: p[None] for name, p in model.named_parameters()}, size, ids, factors[None])
+    torch.testing.assert_close(stacked, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_dropout_differs_by_seed_and_epoch_and_by_nothing_else():
@@ -151,17 +192,25 @@ def test_dropout_differs_by_seed_and_epoch_and_by_nothing_else():
     assert not torch.equal(factors[0], factors[1])
     assert not torch.equal(factors, noise.factors([0, 1], 6))
     assert torch.equal(factors[1:], noise.factors([1], 5))
+    assert DropoutNoise(GPTConfig(**SIZE, **DRY), 10, CPU).factors([0], 0) is None
 
 
-def test_exactness_is_counted_from_the_start_of_the_stage():
-    one = ensemble(DRY, [0])
-    while one.exact_after == [None]:
-        one.train_epoch(IDS, answer_start=4)
-    assert one.exact_after == [one.epoch]
-    model = TinyGPT(DRY)
+@pytest.mark.parametrize("config", [DRY, {}])
+def test_exactness_is_counted_from_the_start_of_the_stage(config):
+    asked = recipe(config=config, stage={"reset_optimizer": False})
+    one = ensemble(asked, [0])
+    first = None
+    while first is None:
+        one.train_epoch()
+        if one.evaluate()[1].item():
+            first = one.epoch
+    one.look()
+    assert one.exact_after == [first]
+    model, ids = TinyGPT(asked.config).eval(), ids_of(asked)
     one.copy_weights(0, model)
-    assert torch.equal(model(IDS[:, :-1]).argmax(-1)[0, 3:], IDS[0, 4:])
-    one.begin_stage(1, reset_optimizer=False, redraw_weights=False)
+    assert torch.equal(model(ids[:, :-1]).argmax(-1)[0, PROMPT - 1 :], ids[0, PROMPT:])
+    one.begin_stage(asked, 1)
     assert one.exact_after == [None]
-    one.train_epoch(IDS, answer_start=4)
+    one.train_epoch()
+    one.look()
     assert one.exact_after == [1]

@@ -1,150 +1,136 @@
-"""The answer follows the data: synthetic rows in which one thing or another decides."""
+"""The findings follow the data: synthetic rows in which one thing or another decides, for each test."""
 
 import pytest
 
-from tinygpt_lightning.study.findings import Results, answer, claims, factor_tests, reset_effects
-from tinygpt_lightning.study.report import cell_table, spread, title
+from tinygpt_lightning.study.evidence.findings import corrected, effects, factor_contrasts
+from tinygpt_lightning.study.evidence.results import Results
+from tinygpt_lightning.study.evidence.rows import Common, Row
 
-from .tiny import tiny_study
+from .tiny import RIDDLE, cell_of, outcome, results_of, schedule, tiny_study
 
-
-def outcome(exact, loss=0.1, epochs=5, in_training=True):
-    return {
-        "exact": exact,
-        "text": "right" if exact else "wrong",
-        "char_error_rate": 0.0 if exact else 0.5,
-        "exact_in_training_vocabulary": in_training,
-        "text_in_training_vocabulary": "right",
-        "char_error_rate_in_training_vocabulary": 0.0,
-        "loss": [3.5, 1.0],
-        "first_loss_of_stage": [3.5],
-        "epochs_to_exact": epochs,
-        "final_loss_dropout_on": loss,
-        "final_loss_dropout_off": loss,
-    }
+LETTERS = {"letter": {name: {"model.config.n_inner": inner} for inner, name in enumerate("abc", 1)}}
+TWO = {"model.config.n_head": [1, 2], "model.optimizer.lr": [0.1, 0.01]}
 
 
-def results(decide, seeds=20, keep=lambda _cell, _seed: True):
-    study = tiny_study(schedules=[[3], [9], [3, 3]], seeds=seeds)
-    rows = [
-        {"config": study.config(cell, seed), "outcome": decide(cell, seed)}
-        for cell in study.cells
-        for seed in study.seed_list
-        if keep(cell, seed)
-    ]
-    return Results(study, rows)
+def study(factors, seeds=20):
+    return tiny_study(factors=factors, seeds=seeds, claims=None)
 
 
-def paragraph(found):
-    return answer(found, factor_tests(found), reset_effects(found))
+def contrasts_of(results):
+    return {(test.factor, test.within): test for test in corrected(factor_contrasts(results))}
 
 
-def vocabularies_decide(cell, _seed):
-    return outcome(cell.same_vocabulary)
+def effects_of(results):
+    return {(effect.factor, effect.measure, effect.where): effect for effect in effects(results)}
 
 
-def optimizer_decides(cell, _seed):
-    return outcome(cell.optimizer == "new")
+def test_mcnemar_by_hand():
+    """With one head seeds 0 to 5 fail at one learning rate: 6 discordant pairs, p = 2 / 2^6."""
+
+    def decide(cell, seed):
+        return outcome(cell.levels != {"model.config.n_head": "1", "model.optimizer.lr": "0.1"} or seed > 5)
+
+    tests = contrasts_of(results_of(study(TWO), decide))
+    assert len(tests) == 4  # each factor at each level of the other one
+    for key in (("model.config.n_head", "model.optimizer.lr 0.1"), ("model.optimizer.lr", "model.config.n_head 1")):
+        test = tests.pop(key)
+        assert (test.test, test.n, test.exact, test.differing) == ("McNemar's exact", 20, (14, 20), 6)
+        assert test.p == pytest.approx(2 / 2**6)
+        assert test.p_holm == pytest.approx(4 * 2 / 2**6)
+        assert not test.decisive
+    assert {test.p for test in tests.values()} == {1}
 
 
-def test_when_the_vocabularies_decide():
-    text = paragraph(results(vocabularies_decide))
-    assert text.startswith("**What decides is whether the last stage was trained on the vocabulary")
-    assert "predicts all 240 runs" in text
-    assert "No effect of the optimizer at the boundary on exactness is established" in text
-    assert "No effect of the weights at the boundary" in text
-    assert "Of the 40 runs that are not exact, 40 are when" in text
+def test_cochran_by_hand():
+    """Of three levels one is right in 6 of 20 seeds less: Q = 12 with two degrees of freedom."""
+    [test] = contrasts_of(
+        results_of(study(LETTERS), lambda cell, seed: outcome(cell.levels["letter"] != "c" or seed > 5))
+    ).values()
+    assert (test.test, test.factor, test.within, test.levels) == ("Cochran's Q", "letter", "all runs", ("a", "b", "c"))
+    assert (test.n, test.exact, test.differing) == (20, (20, 20, 14), 6)
+    assert test.p == pytest.approx(2.718281828 ** (-12 / 2))
+    assert test.decisive
 
 
-def test_when_the_optimizer_decides():
-    found = results(optimizer_decides)
-    text = paragraph(found)
-    assert text.startswith("**What decides is the optimizer at the boundary.** ")
-    assert "The vocabularies alone predict 120 of 240" in text
-    assert "new is exact in 20 of 20 seeds and kept in 0" in text
-    assert "No effect of the vocabulary on reload" in text
-    [claim] = [claim for claim in claims(found, factor_tests(found)) if "optimizer is a key" in claim.claim]
-    assert claim.verdict == "holds"
+@pytest.mark.parametrize("decisive", ["vocabulary", "optimizer", "weights"])
+def test_the_factor_that_decides_is_found(decisive):
+    first = next(iter(RIDDLE["factors"][decisive]))
+    results = results_of(
+        tiny_study(factors=schedule("2×3"), seeds=20), lambda cell, _seed: outcome(cell.levels[decisive] == first)
+    )
+    assert {test.factor for test in contrasts_of(results).values() if test.decisive} == {decisive}
 
 
-def test_when_nothing_decides():
-    text = paragraph(results(lambda _cell, _seed: outcome(True)))
-    assert text.startswith("**With 20 seeds no factor's effect on exactness is established.**")
-    assert "that are not exact" not in text
+def test_a_seed_counts_once_and_only_if_all_its_runs_are_exact():
+    def decide(cell, seed):
+        return outcome(
+            not (seed == 7 and cell.levels.get("weights") == "redrawn" and cell.levels["optimizer"] == "new")
+        )
 
-
-def test_a_report_is_an_answer_only_if_it_is_one():
-    def named(found):
-        return title(found, factor_tests(found))
-
-    assert named(results(vocabularies_decide)) == "The riddle, answered"
-    assert named(results(vocabularies_decide, seeds=4)) == "The riddle, not answered: 4 seeds establish no effect"
-    diverged = named(results(lambda _cell, _seed: outcome(False, loss=None)))
-    assert diverged == "The riddle, not answered: 240 of 240 runs diverged"
-    found = results(vocabularies_decide, keep=lambda cell, _seed: cell.optimizer != "new")
-    assert named(found) == "The riddle: not all runs are there"
+    test = contrasts_of(results_of(tiny_study(seeds=20), decide))["optimizer", "vocabulary stable"]
+    assert (test.levels, test.n, test.exact, test.differing) == (("new", "kept"), 20, (19, 20), 1)
 
 
 def test_too_few_seeds_establish_nothing():
-    found = results(vocabularies_decide, seeds=5)
-    assert min(test.p for test in factor_tests(found)) == 0.0625
-    assert paragraph(found).startswith("**With 5 seeds no factor's effect on exactness is established.**")
-
-
-def test_one_run_against_the_prediction_is_said():
-    text = paragraph(results(lambda cell, seed: outcome(cell.same_vocabulary or (seed == 0 and cell.schedule == (3,)))))
-    assert "vocabularies alone predict 239 of 240 runs" in text
-    assert "whether the last stage was trained" not in text
-
-
-def test_tests_by_hand():
-    """Resorted single runs of seeds 0 to 5 fail, all else is exact: 6 discordant pairs, p = 2 / 2^6."""
-    found = results(lambda cell, seed: outcome(cell.same_vocabulary or seed > 5))
-    tests = {(test.factor, test.within): test for test in factor_tests(found)}
-    assert len(tests) == 10
-    vocabulary = tests["the vocabulary on reload", "one stage"]
-    assert (vocabulary.n, vocabulary.exact, vocabulary.only) == (20, (20, 14), (6, 0))
-    assert vocabulary.p == pytest.approx(2 / 2**6)
-    assert vocabulary.p_holm == pytest.approx(10 * 2 / 2**6)
-    assert not vocabulary.decisive
-    assert tests["the number of stages", "resorted"].only == (6, 0)
-    assert tests["the optimizer at the boundary", "resorted"].p == 1
+    results = results_of(study(TWO, seeds=5), lambda cell, _seed: outcome(cell.levels["model.config.n_head"] == "1"))
+    tests = contrasts_of(results).values()
+    assert min(test.p for test in tests) == 0.0625
+    assert not any(test.decisive for test in tests)
 
 
 def test_seeds_with_missing_runs_are_left_out_of_their_tests_only():
-    found = results(vocabularies_decide, keep=lambda cell, seed: not (seed == 3 and cell.optimizer == "kept"))
-    tests = {(test.factor, test.within): test for test in factor_tests(found)}
-    assert tests["the vocabulary on reload", "one stage"].n == 20
-    assert tests["the optimizer at the boundary", "stable"].n == 19
-    assert found.missing == 4
+    results = results_of(
+        tiny_study(seeds=20),
+        lambda _cell, _seed: outcome(True),
+        keep=lambda cell, seed: not (seed == 3 and cell.levels.get("optimizer") == "kept"),
+    )
+    tests = contrasts_of(results)
+    assert tests["optimizer", "vocabulary stable"].n == 19
+    assert tests["weights", "vocabulary stable"].n == 19
+    assert tests["vocabulary", "schedule 1×3"].n == 20
+    assert results.missing == 2 * 2 * 2
 
 
-def test_reset_effect_by_hand():
+def test_a_paired_difference_by_hand():
     def decide(cell, seed):
-        new = cell.optimizer == "new"
-        return outcome(True, loss=1.0 if new else 3.0, epochs=None if new and seed < 4 else 5)
+        one = cell.levels["model.config.n_head"] == "1"
+        return outcome(True, loss=1.0 if one else 3.0, epochs=None if one and seed < 4 else 5)
 
-    effects = {(e.measure, e.where): e for e in reset_effects(results(decide))}
-    loss = effects["final loss, dropout off (nats)", "2×3, stable, weights carried"]
-    assert (loss.n, loss.left_out, loss.mean, loss.interval) == (20, 0, -2, (-2, -2))
+    found = effects_of(results_of(study(TWO), decide))
+    loss = found["model.config.n_head", "final loss, dropout off (nats)", "model.optimizer.lr 0.1"]
+    assert (loss.levels, loss.medians) == (("1", "2"), (1.0, 3.0))
+    assert (loss.n, loss.left_out, loss.mean, loss.interval, loss.p) == (20, 0, -2, (-2, -2), None)
     assert loss.clear
-    epochs = effects["epochs of the last stage to exactness", "2×3, stable, weights carried"]
+    epochs = found["model.config.n_head", "epochs of the last stage to exactness", "model.optimizer.lr 0.1"]
     assert (epochs.n, epochs.left_out, epochs.mean, epochs.clear) == (16, 4, 0, False)
+    rate = found["model.optimizer.lr", "final loss, dropout off (nats)", "model.config.n_head 1"]
+    assert (rate.mean, rate.clear) == (0, False)
+
+
+def test_friedman_of_three_levels():
+    """Each seed's loss is lowest with a and highest with c: chi² = 2 · 20, two degrees of freedom."""
+    results = results_of(
+        study(LETTERS), lambda cell, seed: outcome(True, loss=seed + "abc".index(cell.levels["letter"]))
+    )
+    loss = effects_of(results)["letter", "final loss, dropout off (nats)", "all runs"]
+    assert (loss.n, loss.medians, loss.mean, loss.interval) == (20, (9.5, 10.5, 11.5), None, None)
+    assert loss.p == pytest.approx(2.718281828 ** (-40 / 2))
+    assert loss.clear
+    epochs = effects_of(results)["letter", "epochs of the last stage to exactness", "all runs"]
+    assert (epochs.p, epochs.clear) == (1, False)
+
+
+def test_what_no_run_has_is_no_measure():
+    results = results_of(study(TWO), lambda _cell, _seed: outcome(False, epochs=None))
+    assert {effect.measure for effect in effects(results)} == {
+        "final loss, dropout off (nats)", "final loss, dropout on (nats)",
+    }  # fmt: skip
 
 
 def test_rows_outside_the_design_are_left_aside():
-    wide = results(vocabularies_decide, seeds=8)
-    rows = [{"config": wide.study.config(c, s), "outcome": o} for c, s, o in wide.runs]
-    narrow = Results(tiny_study(schedules=[[3]], seeds=2), rows)
-    assert (len(narrow.runs), narrow.missing) == (4, 0)
-
-
-def test_a_cell_without_rows_is_shown_as_such():
-    table = cell_table(results(vocabularies_decide, keep=lambda cell, _seed: cell.schedule != (9,)))
-    [line] = [line for line in table.splitlines() if line.startswith("| 1×9, stable")]
-    assert "| 0 | 0/0 | 0.000–1.000 |" in line
-
-
-def test_spread_names_what_is_missing():
-    assert spread([None, None]) == "2 missing"
-    assert spread([0.5, None, 1.5]) == "1 (0.5–1.5); 1 missing"
+    wide = tiny_study(seeds=8)
+    rows = [Row(Common(cell.recipe.settings, {}), seed, 1.0, outcome(True)) for cell in wide.cells for seed in range(8)]
+    narrow = tiny_study(factors=schedule("1×3"), seeds=2)
+    results = Results(narrow, rows)
+    assert (len(results.runs), results.missing) == (4, 0)
+    assert set(results.by_cell[cell_of(narrow, vocabulary="stable")]) == {0, 1}

@@ -1,45 +1,54 @@
-"""A replicate of the study against a `fit` of the same weights."""
+"""A replicate of the study against a `fit` of the same settings."""
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+import yaml
+from conftest import Command
 
-from tinygpt_lightning import CharTokenizer, GPTConfig, QADataModule, Stage, StagedTraining, TinyGPTModule
-from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning import load
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.study.design.recipe import read_recipe
+from tinygpt_lightning.study.engine.ensemble import Ensemble
 
-CONFIG = GPTConfig(n_embd=32, n_head=2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-
-
-class Losses(Callback):
-    def __init__(self):
-        self.values = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.values.append(outputs["loss"].item())
+SIZE = {"n_embd": 32, "n_head": 2, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+ADAMW = {"class_path": "AdamW", "init_args": {"lr": 1e-3}}
+ONE_CYCLE = {"class_path": "OneCycleLR", "init_args": {"max_lr": 1e-2, "total_steps": 60}}
 
 
-@pytest.mark.parametrize("reset", [True, False])
-def test_a_replicate_is_a_fit_of_the_same_weights(tmp_path, reset):
-    seeds, epochs = [4, 0, 9], 30
-    text = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
-    ids = torch.tensor([CharTokenizer.from_text(text).encode(text)])
-    together = Ensemble(CONFIG, seeds, len(text) - 1, 1e-3, torch.device("cpu"))
-    for stage in range(2):
-        if stage:
-            together.begin_stage(stage, reset_optimizer=reset, redraw_weights=False)
-        for _ in range(epochs):
-            together.train_epoch(ids, len("Question: Xin chào"))
-    for index, seed in enumerate(seeds):
-        torch.manual_seed(seed)
-        module = TinyGPTModule(CONFIG, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
-        losses = Losses()
-        trainer = Trainer(
-            accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
-            callbacks=[StagedTraining([Stage(epochs), Stage(epochs, reset_optimizer=reset)]), losses],
-        )  # fmt: skip
-        trainer.fit(module, QADataModule())
-        assert torch.stack(together.losses)[:, index].tolist() == pytest.approx(losses.values, abs=1e-5)
-        replicate = TinyGPTModule(CONFIG).model
-        together.copy_weights(index, replicate)
-        torch.testing.assert_close(replicate(ids), module.model(ids), atol=1e-5, rtol=0)
+def events(folder, tag):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return [event.value for event in board.Scalars(tag)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seed"),
+    [
+        ({"stages": [{"epochs": 30}, {"epochs": 30}]}, 4),
+        ({"stages": [{"epochs": 30}, {"epochs": 30, "reset_optimizer": False}]}, 0),
+        ({"stages": [{"epochs": 60}], "model": {"lr_scheduler": ONE_CYCLE, "loss_on": "answer"}}, 9),
+        ({"stages": [{"epochs": 5}], "data": {"question": "Bạn?", "answer": "Tôi"}}, 1),
+    ],
+)
+def test_a_replicate_is_a_fit_of_the_same_settings(command: Command, tmp_path, monkeypatch, settings, seed):
+    monkeypatch.chdir(tmp_path)
+    settings["model"] = {"config": SIZE, "optimizer": ADAMW, **settings.get("model", {})}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+    result = command("fit", "--config", "run.yaml", "--seed_everything", str(seed), "--trainer.accelerator", "cpu")
+    assert result.code == 0, result.err
+    [folder] = (tmp_path / "checkpoints" / "run").iterdir()
+    asked = read_recipe(settings)
+    together = Ensemble(asked, [seed + 1, seed], torch.device("cpu"), measure_updates=False)
+    for number, stage in enumerate(asked.stages):
+        if number:
+            together.begin_stage(asked, number)
+        for _ in range(stage.epochs):
+            together.train_epoch()
+    losses = torch.stack(together.losses)[:, 1].tolist()
+    assert losses == pytest.approx(events(folder, "train/loss"), abs=1e-4)
+    replicate, trained = TinyGPT(asked.config).eval(), load(folder)
+    together.copy_weights(1, replicate)
+    ids = torch.tensor([trained.tokenizer.encode(asked.text)])
+    torch.testing.assert_close(replicate(ids), trained.model(ids), atol=1e-3, rtol=0)

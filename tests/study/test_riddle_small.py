@@ -5,13 +5,15 @@ import math
 import pytest
 import torch
 
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original.vocabulary import renumber
 from tinygpt_lightning.study.command import parse, study
-from tinygpt_lightning.study.figures import symbols
-from tinygpt_lightning.study.findings import Results, factor_tests
+from tinygpt_lightning.study.engine.outcome import as_trained
+from tinygpt_lightning.study.evidence.findings import factor_contrasts
+from tinygpt_lightning.study.evidence.results import Results
+from tinygpt_lightning.study.report.claims.cipher import symbols
+from tinygpt_lightning.study.report.claims.riddle import Riddle, same_vocabulary
 
-from .tiny import ROOT, read_rows
+from .tiny import ROOT, cell_of, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -31,54 +33,54 @@ def results(folder):
 def test_every_cell_comes_out_as_predicted(results):
     assert not results.missing
     for cell, seed, outcome in results.runs:
-        assert outcome["exact"] == (cell.vocabulary == "stable" or cell.staged), (cell.name, seed)
-        assert outcome["exact_in_training_vocabulary"], (cell.name, seed)
+        assert outcome["exact"] == same_vocabulary(cell), (cell.name, seed)
+        assert as_trained(outcome, "exact"), (cell.name, seed)
         assert (outcome["char_error_rate"] == 0) == outcome["exact"]
-        assert outcome["epochs_to_exact"] <= cell.schedule[-1]
+        assert outcome["epochs_to_exact"] <= cell.recipe.stages[-1].epochs
 
 
 def test_the_misread_text_is_a_cipher_of_the_answer(results):
     """Each symbol stands where the training vocabulary has the right one."""
-    asked = results.study
-    made = CharTokenizer.from_text(asked.text)
-    enciphered = renumber(made).decode(made.encode(asked.text))
-    misread = [outcome["text"] for cell, _, outcome in results.runs if not outcome["exact"]]
+    recipe = results.study.cells[0].recipe
+    made, prompt = recipe.vocabulary, len(recipe.prompt)
+    enciphered = renumber(made).decode(made.encode(recipe.text))
+    misread = [outcome["text"] for _, _, outcome in results.runs if not outcome["exact"]]
     # At this width a misread prompt may lead a seed astray; most say the cipher to the letter.
-    answers = ["".join(symbols(text)[len(asked.prompt) :]) for text in misread]
-    right = "".join(symbols(enciphered)[len(asked.prompt) :])
+    answers = ["".join(symbols(text)[prompt:]) for text in misread]
+    right = "".join(symbols(enciphered)[prompt:])
     assert answers.count(right) > len(answers) / 2
     assert "iqtbo: Aáic ru <unk>BAtbQ hàie Xewk nsí heyXe!." in right
 
 
 def test_stage_two_starts_sure_and_wrong(results):
     for cell, _, outcome in results.runs:
-        if cell.vocabulary == "resorted" and cell.weights == "carried":
-            assert outcome["first_loss_of_stage"][1] > 1.4 * math.log(34)
-        if cell.vocabulary == "stable" and cell.weights == "carried":
-            assert outcome["first_loss_of_stage"][1] < 0.1
+        if cell.levels.get("weights") == "carried":
+            if cell.recipe.renumber:
+                assert outcome["first_loss_of_stage"][1] > 1.4 * math.log(34)
+            else:
+                assert outcome["first_loss_of_stage"][1] < 0.1
 
 
 def test_kept_and_carried_is_one_long_run(results):
-    [long] = [cell for cell in results.study.cells if cell.schedule == (60,) and cell.vocabulary == "stable"]
-    [cell] = [
-        cell
-        for cell in results.study.cells
-        if (cell.vocabulary, cell.optimizer, cell.weights) == ("stable", "kept", "carried")
-    ]
+    long = cell_of(results.study, vocabulary="stable", schedule="1×60")
+    cell = cell_of(results.study, vocabulary="stable", optimizer="kept", weights="carried")
     for seed, outcome in results.by_cell[cell].items():
         assert outcome["loss"] == results.by_cell[long][seed]["loss"]
 
 
 def test_the_tests_say_what_decides(results):
-    decisive = {(test.factor, test.within) for test in factor_tests(results) if test.decisive}
-    assert decisive == {("the vocabulary on reload", "one stage"), ("the number of stages", "resorted")}
+    claims = Riddle(results)
+    assert {test.factor for test in claims.contrasts if test.decisive} == {
+        "vocabulary", "schedule", "the number of stages",
+    }  # fmt: skip
+    assert len(claims.contrasts) == len(factor_contrasts(results)) + 2
 
 
 def test_the_report_tells_it(folder):
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert report.startswith("# The riddle, answered\n\n**What decides is whether the last stage was trained on the")
     assert "This alone predicts all 140 runs." in report
-    assert "| 1×300, resorted | 10 | 0/10 | 0.000–0.308 | 10/10 |" in report
+    assert "| vocabulary resorted, schedule 1×300 | 58,560 | 10 | 0/10 | 0.000–0.308 | 10/10 |" in report
     assert "as read back            Question: Xin chào" in report
     for name in ("exactness", "loss", "cipher"):
         assert f"({name}.png)" in report
@@ -93,6 +95,6 @@ def test_tensorboard_shows_it_too(folder):
     tags = events.Tags()
     assert set(tags["images"]) == {"exactness", "loss", "cipher"}
     assert tags["tensors"] == ["report/text_summary"]
-    curve = events.Scalars("median train loss/2×30, resorted, optimizer new, weights carried")
+    curve = events.Scalars("median train loss/vocabulary resorted, schedule 2×30, optimizer new, weights carried")
     assert len(curve) == 60
     assert curve[30].value > math.log(34)

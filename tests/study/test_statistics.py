@@ -1,13 +1,20 @@
 """The statistics against counting, and against formulas written down independently."""
 
-from itertools import product
-from math import comb
+from itertools import permutations, product
+from math import comb, erfc, exp, gamma, sqrt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygpt_lightning.study.statistics import clopper_pearson, holm, mcnemar_exact, paired_bootstrap
+from tinygpt_lightning.study.evidence.statistics import (
+    clopper_pearson,
+    cochran_q,
+    friedman,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+)
 
 
 def at_least(k, n, p):
@@ -41,6 +48,78 @@ def test_mcnemar_counts_all_ways_the_pairs_could_have_gone(b, c):
     ways = [sum(way) for way in product((0, 1), repeat=n)]
     expected = sum(abs(first - n / 2) >= abs(b - n / 2) for first in ways) / 2**n
     assert mcnemar_exact(b, c) == pytest.approx(expected)
+
+
+def chi_square_tail(x, degrees):
+    """Above x, by the recurrence of the incomplete gamma function from 1 or 2 degrees of freedom up."""
+    tail = erfc(sqrt(x / 2)) if degrees % 2 else exp(-x / 2)
+    for k in range(1 if degrees % 2 else 2, degrees, 2):
+        tail += (x / 2) ** (k / 2) * exp(-x / 2) / gamma(k / 2 + 1)
+    return tail
+
+
+def sum_of_squares(numbers):
+    mean = sum(numbers) / len(numbers)
+    return sum((number - mean) ** 2 for number in numbers)
+
+
+@given(st.integers(2, 5).flatmap(lambda k: st.lists(st.lists(st.booleans(), min_size=k, max_size=k), min_size=1)))
+def test_cochran_by_its_formula(outcomes):
+    k = len(outcomes[0])
+    within = sum(sum(row) * (k - sum(row)) for row in outcomes)
+    if not within:
+        assert cochran_q(outcomes) == 1
+        return
+    columns = [sum(column) for column in zip(*outcomes, strict=True)]
+    q = (
+        (k - 1)
+        * (k * sum(c * c for c in columns) - sum(columns) ** 2)
+        / (k * sum(columns) - sum(sum(r) ** 2 for r in outcomes))
+    )
+    assert cochran_q(outcomes) == pytest.approx(chi_square_tail(q, k - 1), abs=1e-12)
+
+
+def test_cochran_of_two_levels_is_mcnemars_asymptotic_test():
+    outcomes = [[True, False]] * 9 + [[False, True]] * 3 + [[True, True]] * 5
+    assert cochran_q(outcomes) == pytest.approx(chi_square_tail((9 - 3) ** 2 / (9 + 3), 1))
+
+
+@given(st.lists(st.permutations(range(4)), min_size=1, max_size=12))
+def test_friedman_by_its_formula(numbers):
+    n, k = len(numbers), 4
+    sums = [sum(row[level] + 1 for row in numbers) for level in range(k)]
+    statistic = 12 * sum(total**2 for total in sums) / (n * k * (k + 1)) - 3 * n * (k + 1)
+    assert friedman([[10.0**rank for rank in row] for row in numbers]) == pytest.approx(
+        chi_square_tail(statistic, k - 1), abs=1e-9
+    )
+
+
+def test_friedman_shares_the_ranks_of_ties():
+    """Midranks: 1.5, 1.5, 3 twice and 1, 2.5, 2.5 once."""
+    ranks = [(1.5, 1.5, 3), (1.5, 1.5, 3), (1, 2.5, 2.5)]
+    mean = [sum(column) / 3 for column in zip(*ranks, strict=True)]
+    spread = sum((rank - 2) ** 2 for row in ranks for rank in row)
+    statistic = 3 * 3 * 2 * sum_of_squares(mean) / spread
+    assert friedman([[7, 7, 9], [0, 0, 1], [1, 2, 2]]) == pytest.approx(chi_square_tail(statistic, 2))
+
+
+def test_both_say_how_rare_the_seen_is():
+    """Against all ways the levels of each seed could have been exchanged; the tests are asymptotic, so roughly."""
+    numbers = [[1, 2, 3], [1, 3, 2], [1, 2, 3], [2, 1, 3], [1, 2, 3]]
+
+    def statistic(rows):
+        return sum_of_squares([sum(column) for column in zip(*rows, strict=True)])
+
+    ways = [statistic(rows) for rows in product(*(list(permutations(row)) for row in numbers))]
+    expected = sum(way >= statistic(numbers) for way in ways) / len(ways)
+    assert friedman(numbers) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("test", [cochran_q, friedman])
+@pytest.mark.parametrize("rows", [[], [[1]], [[1], [0]]])
+def test_a_comparison_needs_seeds_and_levels(test, rows):
+    with pytest.raises(ValueError, match="expected seeds with two levels or more"):
+        test(rows)
 
 
 def test_holm_by_hand():

@@ -1,6 +1,8 @@
 """The command as a user meets it: whole runs, interruptions, processes, wrong input."""
 
 import importlib.util
+import json
+import re
 import signal
 import subprocess
 import time
@@ -10,9 +12,11 @@ import pytest
 from tinygpt_lightning.cli import main as program
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study.command import parse
-from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.engine.ensemble import Ensemble
 
-from .tiny import ROOT, command, comparable, read_rows, run, tiny_study, write_config
+from .tiny import RIDDLE, ROOT, command, comparable, read_rows, run, schedule, tiny_study, write_config
+
+ONE_VOCABULARY = {"factors": {**schedule("1×3"), "vocabulary": {"stable": {"renumber": False}}}}
 
 
 def main(arguments):
@@ -38,11 +42,13 @@ def table(folder):
 
 def test_a_row_for_every_run_with_its_whole_configuration(finished):
     study, rows = tiny_study(), read_rows(finished)
-    assert [row["config"] for row in rows] == [study.config(c, s) for c in study.cells for s in study.seed_list]
+    assert [(row.common.settings, row.seed) for row in rows] == [
+        (cell.recipe.settings, seed) for cell in study.cells for seed in study.plan.seed_list
+    ]
     for row in rows:
-        assert set(row["versions"]) == {"python", "tinygpt-lightning", "torch", "lightning"}
-        assert row["seconds"] > 0
-        assert len(row["outcome"]["loss"]) == sum(row["config"]["schedule"])
+        assert set(row.common.made_with["versions"]) == {"python", "tinygpt-lightning", "torch", "lightning"}
+        assert row.seconds > 0
+        assert len(row.outcome["loss"]) == sum(stage["epochs"] for stage in row.common.settings["stages"])
     assert {path.name for path in finished.iterdir() if "tfevents" not in path.name} == {
         "rows.jsonl", "report.md", "exactness.png", "loss.png", "cipher.png",
     }  # fmt: skip
@@ -53,10 +59,10 @@ def test_chunks_of_any_size_give_the_same_rows(finished, tmp_path, chunk):
     """To rounding: a stack of one may take other paths through the linear algebra than a stack of two."""
     assert main(["--config", str(write_config(tmp_path)), "--chunk", str(chunk)]) == 0
     for row, expected in zip(read_rows(tmp_path / "out"), read_rows(finished), strict=True):
-        assert row["config"] == expected["config"]
-        assert row["outcome"]["loss"] == pytest.approx(expected["outcome"]["loss"], abs=1e-5)
-        for name in ("exact", "exact_in_training_vocabulary", "epochs_to_exact"):
-            assert row["outcome"][name] == expected["outcome"][name]
+        assert row.key == expected.key
+        assert row.outcome["loss"] == pytest.approx(expected.outcome["loss"], abs=1e-5)
+        for name in ("exact", "epochs_to_exact"):
+            assert row.outcome[name] == expected.outcome[name]
 
 
 def test_two_processes_give_the_same_rows_as_one(finished, tmp_path):
@@ -77,7 +83,7 @@ def test_killed_in_mid_run_and_started_again(finished, tmp_path):
     process.wait()
     kept = part.read_bytes()
     assert 3 <= kept.count(b"\n") < len(read_rows(finished))
-    part.write_bytes(kept + b'{"config": {"voc')  # as if it had been killed in mid-line
+    part.write_bytes(kept + b'{"run": "abc')  # as if it had been killed in mid-line
     result = run(config)
     assert result.returncode == 0, result.stderr
     assert "the last line is not finished and is dropped" in result.stderr
@@ -88,26 +94,25 @@ def test_killed_in_mid_run_and_started_again(finished, tmp_path):
 
 
 def test_finished_rows_are_not_made_again(tmp_path, monkeypatch):
-    config = str(write_config(tmp_path, schedules=[[2]]))
-    assert main(["--config", config, "--vocabulary", "[stable]"]) == 0
+    small = ["--config", str(write_config(tmp_path, **ONE_VOCABULARY))]
+    assert main(small) == 0
     before = read_rows(tmp_path / "out")
     trained = []
     train_epoch = Ensemble.train_epoch
-    monkeypatch.setattr(
-        Ensemble, "train_epoch", lambda self, *args: trained.append(self.seeds) or train_epoch(self, *args)
-    )
-    assert main(["--config", config, "--vocabulary", "[stable]"]) == 0
+    monkeypatch.setattr(Ensemble, "train_epoch", lambda self: trained.append(self.seeds) or train_epoch(self))
+    assert main(small) == 0
     assert not trained
-    assert main(["--config", config]) == 0  # a larger design: only the new cells
-    assert len(trained) == 2 * 2
-    assert read_rows(tmp_path / "out")[: len(before)] == before
+    assert main(["--config", str(write_config(tmp_path, factors=schedule("1×3")))]) == 0  # a larger design
+    assert len(trained) == 2 * 3  # the new cell only, in two chunks
+    assert [row for row in read_rows(tmp_path / "out") if not row.common.settings["renumber"]] == before
 
 
 def test_rows_made_with_other_settings_are_refused_and_kept(finished, tmp_path, capsys):
     before = (finished / "rows.jsonl").read_bytes()
-    arguments = ["--config", str(write_config(tmp_path)), "--output", str(finished), "--learning_rate", "0.1"]
+    arguments = ["--config", str(write_config(tmp_path)), "--output", str(finished), "--model.optimizer.lr", "0.1"]
     assert main(arguments) == 2
-    assert "expected rows made with learning_rate=0.1, got one made with 0.01" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected rows made with model.optimizer.init_args.lr=0.1, got one made with 0.01" in error
     assert (finished / "rows.jsonl").read_bytes() == before
 
 
@@ -115,21 +120,27 @@ def test_a_failed_cell_is_reported_and_made_on_the_next_run(finished, tmp_path, 
     config = str(write_config(tmp_path))
     begin_stage = Ensemble.begin_stage
 
-    def fail(self, stage, *, reset_optimizer, redraw_weights):
-        if redraw_weights and 2 in self.seeds:
+    def fail(self, recipe, stage):
+        if recipe.stages[stage].weights == "redrawn" and 2 in self.seeds:
             raise RuntimeError("out of memory\nand a long story")
-        begin_stage(self, stage, reset_optimizer=reset_optimizer, redraw_weights=redraw_weights)
+        begin_stage(self, recipe, stage)
 
     with monkeypatch.context() as patch:
         patch.setattr(Ensemble, "begin_stage", fail)
         assert main(["--config", config]) == 1
     error = capsys.readouterr().err
-    assert "failed: 2×3, stable, optimizer new, weights redrawn, seeds [2, 3]: RuntimeError: out of memory\n" in error
+    cell = "vocabulary stable, schedule 2×3, optimizer new, weights redrawn"
+    assert f"failed: {cell}, seeds [2, 3]: RuntimeError: out of memory\n" in error
     assert "16 runs are missing" in error
     expected = comparable(read_rows(finished))
-    lost = [row for row in expected if row["config"]["weights"] == "redrawn" and row["config"]["seed"] in (2, 3)]
+    lost = [
+        (row.key, row.outcome)
+        for row in read_rows(finished)
+        if row.seed in (2, 3) and row.common.settings["stages"][-1]["weights"] == "redrawn"
+    ]
     assert comparable(read_rows(tmp_path / "out")) == [row for row in expected if row not in lost]
-    assert "not all runs are there" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# The riddle, not answered: not all runs are there\n")
     assert main(["--config", config]) == 0
     assert comparable(read_rows(tmp_path / "out")) == expected
 
@@ -145,17 +156,83 @@ def test_two_studies_do_not_write_in_one_folder(finished, tmp_path, capfd):
 
 
 def test_runs_that_all_diverge_are_no_answer_and_no_success(tmp_path, capfd):
-    config = write_config(tmp_path, schedules=[[4]], seeds=1)
-    assert main(["--config", str(config), "--learning_rate", "1e30"]) == 1
+    config = write_config(tmp_path, factors=schedule("1×5"), seeds=1)
+    assert main(["--config", str(config), "--model.optimizer.lr", "1e30"]) == 1
     assert capfd.readouterr().err.endswith("2 runs diverged\n")
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert report.startswith("# The riddle, not answered: 2 of 2 runs diverged\n")
 
 
+TEN_LINES = """\
+factors:
+  model.config.n_head: [1, 2]
+  model.optimizer.lr: [0.0001, 0.03, 0.1]
+stages:
+  - epochs: 25
+model:
+  config: {n_embd: 16, n_positions: 64}
+seeds: 6
+chunk: 6
+output: out
+"""
+
+
+def test_a_factor_that_nobody_thought_of(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "heads.yaml").write_text(TEN_LINES, encoding="utf-8")
+    assert TEN_LINES.count("\n") == 10
+    assert main(["--config", "heads.yaml"]) == 0
+    assert "What decides is model.optimizer.lr" in capfd.readouterr().out
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# out, answered\n\n**What decides is model.optimizer.lr.** ")
+    lines = [line for line in report.splitlines() if line.startswith("| ")]
+    for head in ("1", "2"):
+        assert any(
+            re.match(
+                rf"\| model.optimizer.lr \| model.config.n_head {head} \| 0.0001 / 0.03 / 0.1 \|.*Cochran's Q", line
+            )
+            for line in lines
+        )
+    for rate in ("0.0001", "0.03", "0.1"):
+        assert any(
+            re.match(rf"\| model.config.n_head \| model.optimizer.lr {rate} \| 1 / 2 \|.*McNemar's exact", line)
+            for line in lines
+        )
+    assert sum("| final loss, dropout off (nats) |" in line for line in lines) == 3 + 2
+    assert {path.name for path in (tmp_path / "out").iterdir() if "tfevents" not in path.name} == {
+        "rows.jsonl", "report.md", "exactness.png", "loss.png",
+    }  # fmt: skip
+
+
+def test_sizes_and_lengths_are_mixed_in_one_study(tmp_path):
+    factors = {
+        "size": {"one": {"model.config.n_embd": 4}, "other": {"model.config.n_embd": 6, "model.config.bias": False}},
+        "steps": {3: {"stages[0].epochs": 3}, 30: {"stages[0].epochs": 30}},
+    }
+    changes = {"factors": factors, "claims": "frontier", "title": "Sizes", "curve_points": 3}
+    assert main(["--config", str(write_config(tmp_path, **changes))]) == 0
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# Sizes, not answered: no network learns the sentence\n\n**None of 16 runs learns")
+    rows = read_rows(tmp_path / "out")
+    assert {len(row.outcome["loss"]) for row in rows} == {3}
+    assert {row.common.settings["model"]["config"]["n_embd"] for row in rows} == {4, 6}
+
+
+def test_a_row_stays_small(tmp_path):
+    stages = {"stages": [{"epochs": 1500}]}
+    config = write_config(tmp_path, factors={}, seeds=1, measure_updates=True, claims=None, **stages)
+    assert main(["--config", str(config)]) == 0
+    [settings, row] = (tmp_path / "out" / "rows.jsonl").read_bytes().splitlines()
+    assert len(settings) + len(row) < 20_000
+    assert len(json.loads(row)["outcome"]["loss"]) == RIDDLE.get("curve_points", 400)
+
+
 def test_a_size_file_of_fit_can_be_added(tmp_path, monkeypatch):
     medium = str(ROOT / "configs" / "medium.yaml")
     asked, folder = parse(["--config", str(ROOT / "configs" / "riddle_small.yaml"), "--config", medium])
-    assert (asked.model.config.n_embd, asked.model.config.n_head, asked.model.config.n_positions) == (1024, 16, 64)
+    assert {(c.recipe.config.n_embd, c.recipe.config.n_head, c.recipe.config.n_positions) for c in asked.cells} == {
+        (1024, 16, 64)
+    }
     assert folder.name == "riddle_small-medium"
 
 
@@ -163,12 +240,16 @@ def test_a_size_file_of_fit_can_be_added(tmp_path, monkeypatch):
     ("arguments", "named"),
     [
         (["--config", "absent.yaml"], "absent.yaml"),
-        (["--vocabulary", "[sorted]"], "vocabulary"),
+        (["--factors", '{"stages[0].weights": [drawn]}'], "stages[0].weights drawn"),
+        (["--factors", '{"model.config.heads": [1]}'], "heads"),
+        (["--claims", "wild"], "claims"),
         (["--seeds", "many"], "seeds"),
         (["--seeds", "99999999999999999999"], "seeds: expected at most 1000000, got 99999999999999999999"),
-        (["--optimiser", "[new]"], "--optimiser"),
-        (["--schedules", "[[0]]"], "schedules: expected stage lengths of 1 epoch or more, got"),
+        (["--model.optimiser", "[new]"], "model.optimiser"),
+        (["--stages", "[{epochs: 0}]"], "epochs: expected 1 or more, got 0"),
+        (["--stages", "[{epochs: 3, kept: 1}]"], "did you mean 'keep'?"),
         (["--model.config.n_head", "5"], "n_head: expected a divisor of n_embd=768, got 5"),
+        (["--data.answer", "x" * 2000], "model.config.n_positions: expected "),
         (["--fabric.accelerator", "abacus"], "fabric.accelerator"),
         (["--fabric.devices", "0"], "fabric.devices: expected 1 or more, got 0"),
     ],
@@ -191,15 +272,17 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 
 
 def test_every_configuration_is_a_study():
-    folders = {}
-    for path in sorted((ROOT / "configs").glob("riddle*.yaml")):
+    found = {}
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        assert first == f"# python -m tinygpt_lightning study --config configs/{path.name}"
-        study, folder = parse(["--config", str(path)])
-        assert len(study.cells) in (14, 24)
-        folders[path.stem] = str(folder)
-    assert folders == {
-        "riddle": "checkpoints/riddle",
-        "riddle_full": "checkpoints/riddle/full",
-        "riddle_small": "checkpoints/riddle_small",
+        if " study " in first:
+            assert first == f"# python -m tinygpt_lightning study --config configs/{path.name}"
+            study, folder = parse(["--config", str(path)])
+            found[path.stem] = (len(study.cells), len(study.plan.seed_list), str(folder))
+    assert found == {
+        "frontier": (6 * 4 + 2, 1000, "checkpoints/frontier"),
+        "reset": (2**3 + 1, 20, "checkpoints/reset"),
+        "riddle": (14, 20, "checkpoints/riddle"),
+        "riddle_full": (24, 10, "checkpoints/riddle/full"),
+        "riddle_small": (14, 10, "checkpoints/riddle_small"),
     }

@@ -42,18 +42,19 @@ def trainers_mistakes() -> Iterator[None]:
 class Parser(LightningArgumentParser):
     """Says in a few lines what is wrong."""
 
+    stage: type[Stage] = Stage  # what a list of stages is made of
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason, without the usage that fills a screen."""
         unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
         if unknown:
-            message += _suggestion(unknown[1] or unknown[2], [action.dest for action in self._actions])
+            message += self._suggestion(unknown[1] or unknown[2])
         fail(shorten(message), 2)
 
-
-def _suggestion(option: str, known: list[str]) -> str:
-    fields = [field.name for field in dataclasses.fields(Stage)]
-    close = difflib.get_close_matches(option, [*known, *fields, "lr"], n=1)
-    return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
+    def _suggestion(self, option: str) -> str:
+        fields = [field.name for field in dataclasses.fields(self.stage)]
+        close = difflib.get_close_matches(option, [*(action.dest for action in self._actions), *fields, "lr"], n=1)
+        return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
 
 
 def shorten(message: str) -> str:

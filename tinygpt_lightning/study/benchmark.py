@@ -1,4 +1,4 @@
-"""How much faster replicates train together than one after another: `python -m tinygpt_lightning.study.benchmark`."""
+"""How fast replicates train together, and one after another: `python -m tinygpt_lightning.study.benchmark`."""
 
 from __future__ import annotations
 
@@ -10,46 +10,48 @@ import torch
 from jsonargparse import auto_cli
 from torch.nn import functional as F
 
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.study.design import ModelSettings, Study
-from tinygpt_lightning.study.ensemble import Ensemble, keep_freed_memory
+from tinygpt_lightning.gpt.memory import keep_freed_memory
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.study.design.recipe import read_recipe
+from tinygpt_lightning.study.engine.ensemble import Ensemble
 
 
 def compare(
-    width: int = 4, heads: int = 1, positions: int = 64, seeds: int = 512, threads: int = 2, rounds: int = 5
-) -> str:
-    """Time one epoch of a plain loop and of an ensemble, in turns, and say both and their ratio.
+    width: int = 3, heads: int = 1, inner: int | None = None, dropout: float = 0.0, seeds: int = 128, threads: int = 1,
+    rounds: int = 5,
+) -> str:  # fmt: skip
+    """Time one step of a plain loop and of an ensemble, in turns, and say both and their ratio.
 
     Args:
         width: Of the model, ``n_embd``.
         heads: Of its attention.
-        positions: Longest sequence, in characters.
+        inner: Of its MLP; null means 4 × width.
+        dropout: At all of its places.
         seeds: Replicates trained together.
-        threads: Of the CPU, for both.
+        threads: Of the CPU, for both. A study runs one process with one thread on each core.
         rounds: Turns; the median counts.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    study = Study(model=ModelSettings(GPTConfig(n_embd=width, n_head=heads, n_positions=positions)))
-    ids = torch.tensor([CharTokenizer.from_text(study.text).encode(study.text)])  # (1, T + 1)
-    together = Ensemble(study.model.config, range(seeds), ids.size(1) - 1, study.learning_rate, torch.device("cpu"))
-    # The engine looks for exactness after each epoch until it finds it, which the plain loop does not do.
-    together.exact_after = [0] * seeds
-    model = TinyGPT(study.model.config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=study.learning_rate)
+    size = {"n_embd": width, "n_head": heads, "n_inner": inner, "n_positions": 64}
+    pdrop = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout)
+    recipe = read_recipe({"model": {"config": {**size, **pdrop}}})
+    together = Ensemble(recipe, range(seeds), torch.device("cpu"), measure_updates=False)
+    model = TinyGPT(recipe.config)
+    optimizer, _ = recipe.build_optimizer(0, list(model.parameters()))
+    lesson = together.lesson
 
     def alone() -> None:
-        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(model(lesson.inputs[None])[0], lesson.targets)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss.item()
 
-    plain, stacked = _in_turns([(alone, 50), (lambda: together.train_epoch(ids, len(study.prompt)), 3)], rounds=rounds)
+    plain, stacked = _in_turns([(alone, 50), (together.train_epoch, 5)], rounds=rounds)
     return (
-        f"width {width}, {threads} threads, ms per epoch and seed: {plain * 1e3:.3f} one after another, "
-        f"{stacked / seeds * 1e3:.3f} together ({seeds}); ratio {plain * seeds / stacked:.1f}"
+        f"width {width}, {threads} threads, replicate-steps per second: {1 / plain:.0f} one after another, "
+        f"{seeds / stacked:.0f} together ({seeds}); ratio {plain * seeds / stacked:.1f}"
     )
 
 

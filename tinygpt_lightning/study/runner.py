@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -16,11 +17,14 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.progress import WorkProgress
 from tinygpt_lightning.gpt.files import locked
-from tinygpt_lightning.study import report, rows
-from tinygpt_lightning.study.design import Cell, FabricSettings, Study
-from tinygpt_lightning.study.ensemble import keep_freed_memory
-from tinygpt_lightning.study.findings import Results
-from tinygpt_lightning.study.sharing import ChunkRunner, Outcome, epochs_needed
+from tinygpt_lightning.gpt.memory import keep_freed_memory
+from tinygpt_lightning.study.design.plan import FabricSettings
+from tinygpt_lightning.study.design.study import Cell, Study
+from tinygpt_lightning.study.engine.outcome import Outcome
+from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.evidence import rows
+from tinygpt_lightning.study.evidence.results import Results
+from tinygpt_lightning.study.report.report import write_report
 
 
 class Runner:
@@ -30,7 +34,7 @@ class Runner:
     joins the files before the work and after it.
 
     Args:
-        study: The settings.
+        study: What is asked.
         folder: Where the results go.
         command: What makes them again, for the report.
 
@@ -40,10 +44,11 @@ class Runner:
 
     def __init__(self, study: Study, folder: Path, command: str) -> None:
         self.study = study
+        self.plan = study.plan
         self.folder = folder
         self.command = command
-        self.finished: set[str] = set()
-        self.fabric = _fabric(study.fabric)
+        self.finished: set[tuple[str, int]] = set()
+        self.fabric = _fabric(study.plan.fabric)
 
     def run(self) -> bool:
         """Do it all.
@@ -57,15 +62,15 @@ class Runner:
             OSError: If the folder cannot be used.
         """
         with ExitStack() as resources:
-            existing = rows.load(self.folder)  # before anything is made: what is refused leaves no folder
-            rows.check_same_study(existing[0], self.study.common, self.folder)
+            existing, _ = rows.load(self.folder)  # before anything is made: what is refused leaves no folder
+            rows.check_same_study(existing, self.study, self.folder)
             if self.fabric.is_global_zero:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 resources.enter_context(locked(self.folder))
             done, messages = rows.load(self.folder)
-            self.finished = {rows.key(row["config"]) for row in done}
+            self.finished = {row.key for row in done}
             self.fabric.launch()
-            torch.set_num_threads(self.study.threads)
+            torch.set_num_threads(self.plan.threads)
             keep_freed_memory()
             if self.fabric.is_global_zero:
                 for message in messages:
@@ -79,9 +84,9 @@ class Runner:
     def _work(self) -> None:
         share = [
             (seeds, [cell for cell in self.study.cells if self._unfinished(cell, seeds)])
-            for seeds in self.study.chunks[self.fabric.global_rank :: self.fabric.world_size]
+            for seeds in self.plan.chunks[self.fabric.global_rank :: self.fabric.world_size]
         ]
-        total = sum(len(seeds) * epochs_needed(cells, self.study.share) for seeds, cells in share)
+        total = sum(len(seeds) * epochs_needed(cells, self.plan.share) for seeds, cells in share)
         progress = WorkProgress("study", "seed-epochs", total) if self.fabric.is_global_zero else None
         parent = os.getppid()
 
@@ -92,41 +97,38 @@ class Runner:
                 # Whoever started this process was killed: nobody is left to gather its rows.
                 raise SystemExit(1)
 
+        self._writer = rows.RowWriter(self.folder / f"rows-{self.fabric.global_rank}.jsonl")
         for seeds, cells in share:
             if cells:
-                ChunkRunner(self.study, self.fabric.device, seeds, self._keep, _report_failure, tick).run(cells)
+                ChunkRunner(self.plan, self.fabric.device, seeds, self._keep, _report_failure, tick).run(cells)
 
     def _unfinished(self, cell: Cell, seeds: list[int]) -> list[int]:
-        return [seed for seed in seeds if rows.key(self.study.config(cell, seed)) not in self.finished]
+        return [seed for seed in seeds if (cell.recipe.key, seed) not in self.finished]
 
     def _keep(self, cell: Cell, outcomes: dict[int, Outcome]) -> None:
         # All seeds of the chunk were trained, since a stack of another size may round differently.
-        for seed in self._unfinished(cell, list(outcomes)):
-            row = {
-                "config": self.study.config(cell, seed),
-                "engine": {
-                    "device": self.fabric.device.type,
-                    "threads": self.study.threads,
-                    "chunk": self.study.chunk,
-                    "share": self.study.share,
-                },
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: metadata.version(name) for name in ("tinygpt-lightning", "torch", "lightning")},
-                },
-                "seconds": outcomes[seed].pop("seconds"),
-                "outcome": outcomes[seed],
-            }
-            rows.append(self.folder / f"rows-{self.fabric.global_rank}.jsonl", row)
+        made_with = {"engine": self._engine, "versions": _versions()}
+        common = rows.Common(cell.recipe.settings, made_with)
+        self._writer.write(
+            rows.Row(common, seed, outcomes[seed].pop("seconds"), outcomes[seed])
+            for seed in self._unfinished(cell, list(outcomes))
+        )
+
+    @property
+    def _engine(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "device": self.fabric.device.type, "threads": plan.threads, "chunk": plan.chunk, "share": plan.share,
+        }  # fmt: skip
 
     def _gather(self) -> bool:
         made, _ = rows.load(self.folder)
-        places = [rows.key(self.study.config(cell, seed)) for cell in self.study.cells for seed in self.study.seed_list]
+        places = [(cell.recipe.key, seed) for cell in self.study.cells for seed in self.plan.seed_list]
         order = {place: number for number, place in enumerate(places)}
         # Rows of an earlier, larger design are kept, after those of this one.
-        made.sort(key=lambda row: (order.get(rows.key(row["config"]), len(order)), rows.key(row["config"])))
+        made.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
         rows.save(self.folder, made)
-        print(report.write(self.study, made, self.folder, self.command))
+        print(write_report(self.study, made, self.folder, self.command))
         say(f"report: {self.folder / 'report.md'}")
         results = Results(self.study, made)
         if results.missing:
@@ -134,6 +136,11 @@ class Runner:
         if results.diverged:
             say(f"{results.diverged} runs diverged")
         return not results.missing and results.diverged < len(results.runs)
+
+
+def _versions() -> dict[str, str]:
+    names = ("tinygpt-lightning", "torch", "lightning")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def _fabric(settings: FabricSettings) -> Fabric:

@@ -48,6 +48,61 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
+def cochran_q(outcomes: Sequence[Sequence[bool]]) -> float:
+    """Asymptotic p-value of a paired comparison of several yes/no outcomes (Cochran 1950).
+
+    Args:
+        outcomes: For each seed, one outcome for each level.
+
+    Raises:
+        ValueError: If there are no seeds, fewer than two levels, or not the same number for each seed.
+
+    >>> round(cochran_q([[True, True, False]] * 6), 4)  # Q = 12, two degrees of freedom
+    0.0025
+    >>> cochran_q([[True, True, True]] * 6)
+    1.0
+    """
+    values = _by_seed(outcomes)
+    k = values.shape[1]
+    of_level, of_seed = values.sum(axis=0), values.sum(axis=1)
+    spread = float((of_seed * (k - of_seed)).sum())
+    if spread == 0:  # all seeds agree with themselves
+        return 1.0
+    q = k * (k - 1) * float(((of_level - of_level.mean()) ** 2).sum()) / spread
+    return float(stats.chi2.sf(q, k - 1))
+
+
+def friedman(numbers: Sequence[Sequence[float]]) -> float:
+    """Asymptotic p-value of a paired comparison of several numbers, by their ranks (Friedman 1937).
+
+    Args:
+        numbers: For each seed, one number for each level.
+
+    Raises:
+        ValueError: If there are no seeds, fewer than two levels, or not the same number for each seed.
+
+    >>> round(friedman([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), 4)  # chi² = 6, two degrees of freedom
+    0.0498
+    >>> friedman([[1, 1, 1], [2, 2, 2]])
+    1.0
+    """
+    values = _by_seed(numbers)
+    n, k = values.shape
+    ranks = stats.rankdata(values, axis=1)
+    spread = float(((ranks - (k + 1) / 2) ** 2).sum())
+    if spread == 0:  # nothing but ties
+        return 1.0
+    chi2 = (k - 1) * n * n * float(((ranks.mean(axis=0) - (k + 1) / 2) ** 2).sum()) / spread
+    return float(stats.chi2.sf(chi2, k - 1))
+
+
+def _by_seed(rows: Sequence[Sequence[float]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    values = np.array(rows, dtype=float)
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(f"expected seeds with two levels or more, got {rows!r:.60}")
+    return values
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values so that the chance of any false finding among them stays below the level (Holm 1979).
 

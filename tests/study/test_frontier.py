@@ -1,0 +1,137 @@
+"""The smallest network: what the rows say of it, and the proof that there is no smaller one."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.gpt.trained import TrainedGPT
+from tinygpt_lightning.study.design.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.report.claims.frontier import RECORDS, Frontier
+from tinygpt_lightning.study.report.claims.proof import MOST_WITHOUT_BIAS, kinds_below, least, proof, smallest_possible
+from tinygpt_lightning.study.report.report import title
+
+from .test_claims import paragraph
+from .tiny import outcome, results_of, tiny_study
+
+SENTENCE = read_recipe({})
+SMALL = {
+    "n_embd": 2, "n_head": 1, "n_inner": 1, "n_positions": 63, "tie_weights": True, "layer_norm_epsilon": 100.0,
+}  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_network_of_237_parameters_can_be_written_down():
+    """Each symbol's logit is a tangent of one parabola, and a position's own embedding chooses where to look."""
+    config = least(SENTENCE, 2, bias=True, tied=True)
+    assert n_parameters(config) == 237
+    model, ids = TinyGPT(config).double(), SENTENCE.vocabulary.encode(SENTENCE.text)
+    for parameter in model.parameters():
+        parameter.zero_()
+    slopes = torch.linspace(-0.9, 0.9, config.vocab_size, dtype=torch.double)
+    model.wte.weight.copy_(torch.stack([slopes, -(slopes**2) / 2], dim=1))
+    model.ln_f.weight.copy_(torch.tensor([1.0, 0.0]))
+    model.ln_f.bias.copy_(torch.tensor([0.0, 1.0]))  # (u, 1): the logit of a symbol is slope × u + height
+    for position, (given, wanted) in enumerate(pairwise(ids)):
+        u = slopes[wanted]
+        half = u * (config.layer_norm_epsilon / (1 - u**2)) ** 0.5  # LayerNorm makes u of (half, -half)
+        model.wpe.weight[position] = torch.stack([half, -half]) - model.wte.weight[given]
+    assert TrainedGPT(model, SENTENCE.vocabulary, SENTENCE.taught).complete(SENTENCE.prompt) == SENTENCE.text
+
+
+def most_symbols(config, scale):
+    """Symbols that networks with all kinds of weights say after all kinds of inputs: the most of any of them."""
+    config = dataclasses.replace(config, layer_norm_epsilon=scale**2)  # a dial, not a switch
+    found = []
+    for seed in range(30):
+        torch.manual_seed(seed)
+        model = TinyGPT(config).double().eval()
+        for parameter in model.parameters():
+            parameter.normal_(std=scale)
+        found.append(model(torch.randint(config.vocab_size, (1, config.n_positions)))[0].argmax(-1).unique().numel())
+    return max(found)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1.0])
+@torch.no_grad()
+def test_what_the_proof_says_that_smaller_ones_can_say(scale):
+    kinds = kinds_below(SENTENCE, 237)
+    assert [n_parameters(kind) for kind in kinds] == [140, 106, 149, 115, 220]
+    for kind in kinds:
+        assert most_symbols(kind, scale) <= (1 if kind.n_embd == 1 else MOST_WITHOUT_BIAS)
+    assert most_symbols(least(SENTENCE, 2, bias=True, tied=True), scale) > MOST_WITHOUT_BIAS
+
+
+def test_an_answer_of_three_symbols_has_no_such_proof():
+    short = read_recipe(
+        {"data": {"question": "Xin", "answer": "aab", "template": "{question}{answer}", "end_symbol": False}}
+    )
+    assert smallest_possible(short) is None
+    assert proof(short) == []
+    assert any("the answer has 29" in line for line in proof(SENTENCE))
+
+
+def study(seeds, sizes=("width 1", "width 2", "width 3")):
+    return tiny_study(
+        {"model": {"config": SMALL}, "stages": [{"epochs": 30}]},
+        title="Small",
+        claims="frontier",
+        factors={
+            "size": {name: {"model.config.n_embd": int(name[-1])} for name in sizes},
+            "steps": {str(steps): {"stages[0].epochs": steps} for steps in (100, 200)},
+        },
+        seeds=seeds,
+    )
+
+
+def frontier(learns, seeds=400, **more):
+    def decide(cell, seed):
+        exact = bool(learns(int(cell.levels["size"][-1]), int(cell.levels["steps"]), seed))
+        return {**outcome(exact, **more), "text": SENTENCE.text if exact else SENTENCE.prompt + "aab"}
+
+    return Frontier(results_of(study(seeds), decide))
+
+
+def test_what_is_learnt_by_some_and_by_all():
+    claims = frontier(lambda width, steps, seed: width == 3 or (width == 2 and steps == 200 and seed % 4))
+    text = paragraph(claims)
+    assert title(claims, "") == "Small, answered"
+    assert text.startswith(
+        "**The smallest network that any seed learns has 237 parameters**: exact in 300 of 400 seeds"
+    )
+    assert "The smallest one that every seed learns is one of 367 parameters, in 100 steps." in text
+    assert "No smaller one exists within GPT-2's options, as is proved below; of 800 runs of smaller ones none" in text
+    assert (
+        "| size width 1, steps 200 | 115 | 200 | 0 of 400 seeds (95 % interval 0.0–0.9 %) | 2 |"
+        in claims.sections()[-1]
+    )
+    assert set(claims.figures()) == {"frontier"}
+
+
+def test_what_only_a_larger_one_learns_is_no_smallest_possible_one():
+    text = paragraph(frontier(lambda width, *_: width == 3))
+    assert text.startswith(
+        "**The smallest network that any seed learns has 367 parameters**: exact in 400 of 400 seeds"
+    )
+    assert "The smallest one that every seed learns is this one, too, in 100 steps." in text
+    assert "No smaller one exists" not in text
+
+
+@pytest.mark.parametrize(
+    ("claims", "shortcoming"),
+    [
+        (frontier(lambda *_: True, seeds=4), "4 seeds leave more than 1 % of all seeds open, whatever they do"),
+        (frontier(lambda *_: False, seeds=4), "no network learns the sentence"),
+        (frontier(lambda *_: False, seeds=4, loss=None), "24 of 24 runs diverged"),
+    ],
+)
+def test_a_frontier_is_an_answer_only_if_it_is_one(claims, shortcoming):
+    assert title(claims, "") == f"Small, not answered: {shortcoming}"
+    paragraph(claims)
+
+
+def test_the_largest_record_is_the_originals():
+    assert RECORDS[-1].parameters == n_parameters(SENTENCE.config)
+    assert RECORDS[-1].steps == 60

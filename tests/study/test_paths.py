@@ -1,0 +1,61 @@
+import pytest
+
+from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.study.design.paths import change, first_difference
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("a.b", {"a": {"b": 9}, "l": [{"e": 1}, {"e": 2}, {"e": 3}]}),
+        ("l[0].e", {"a": {"b": 0}, "l": [{"e": 9}, {"e": 2}, {"e": 3}]}),
+        ("l[-1].e", {"a": {"b": 0}, "l": [{"e": 1}, {"e": 2}, {"e": 9}]}),
+        ("l[1:].e", {"a": {"b": 0}, "l": [{"e": 1}, {"e": 9}, {"e": 9}]}),
+        ("l[:2].e", {"a": {"b": 0}, "l": [{"e": 9}, {"e": 9}, {"e": 3}]}),
+        ("l[:].new", {"a": {"b": 0}, "l": [{"e": i, "new": 9} for i in (1, 2, 3)]}),
+        ("l", {"a": {"b": 0}, "l": 9}),
+        ("c.d", {"a": {"b": 0}, "l": [{"e": 1}, {"e": 2}, {"e": 3}], "c": {"d": 9}}),
+    ],
+)
+def test_a_value_is_put_where_its_path_leads(path, expected):
+    settings = {"a": {"b": 0}, "l": [{"e": 1}, {"e": 2}, {"e": 3}]}
+    assert change(settings, {path: 9})
+    assert settings == expected
+
+
+@pytest.mark.parametrize("path", ["l[1].e", "l[1:].e"])
+def test_a_path_may_lead_nowhere(path):
+    settings = {"l": [{"e": 1}]}
+    assert not change(settings, {path: 9})
+    assert settings == {"l": [{"e": 1}]}
+
+
+def test_the_arguments_of_a_class_are_meant_as_on_the_command_line():
+    settings = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 1}}}
+    change(settings, {"optimizer.lr": 2, "optimizer.class_path": "SGD"})
+    assert settings == {"optimizer": {"class_path": "SGD", "init_args": {"lr": 2}}}
+
+
+def test_a_value_is_not_shared_between_places():
+    settings = {"l": [{}, {}]}
+    change(settings, {"l[:].x": {"y": 1}})
+    settings["l"][0]["x"]["y"] = 2
+    assert settings["l"][1] == {"x": {"y": 1}}
+
+
+@pytest.mark.parametrize("path", ["", ".a", "a..b", "a[", "a[]", "a[x]", "a]b"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(UsageError, match="expected the path of a setting"):
+        change({"a": [1]}, {path: 1})
+
+
+@pytest.mark.parametrize(("path", "reason"), [("a.b", "expected settings with a name"), ("a[0]", "expected a list")])
+def test_a_path_through_a_plain_value_is_refused(path, reason):
+    with pytest.raises(UsageError, match=f"{reason}.*got 5"):
+        change({"a": 5}, {path: 1})
+
+
+def test_the_first_difference_is_named():
+    assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) is None
+    assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
+    assert first_difference({"a": 1}, {"a": 1, "b": None}) is None

@@ -1,0 +1,1 @@
+"""How it is answered: replicates trained together, shared beginnings, outcomes."""

@@ -1,0 +1,1 @@
+"""What came out: rows, results, and the tests that say what they mean."""

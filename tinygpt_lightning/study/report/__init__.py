@@ -1,0 +1,1 @@
+"""What is told: words, tables and pictures."""

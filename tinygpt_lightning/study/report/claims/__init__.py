@@ -1,0 +1,1 @@
+"""What a report says in words: of any study, and of those that have claims to judge."""

@@ -1,0 +1,155 @@
+"""What a new optimizer does: which part of AdamW's state must start anew, and how much of it is step size alone."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from typing_extensions import override
+
+from tinygpt_lightning.study.design.recipe import ADAMS_STATE
+from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE
+from tinygpt_lightning.study.evidence.results import Results
+from tinygpt_lightning.study.report.claims.general import Claims
+from tinygpt_lightning.study.report.claims.shares import CARRIES, Share, shares
+from tinygpt_lightning.study.report.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
+from tinygpt_lightning.study.report.markdown import listed, spread, table
+
+
+class Reset(Claims):
+    """What starting AdamW's `exp_avg`, `exp_avg_sq` and `step` anew does to the loss.
+
+    Args:
+        results: What came out.
+
+    Attributes:
+        shares: What each cell has of the whole reset's effect.
+    """
+
+    def __init__(self, results: Results) -> None:
+        super().__init__(results)
+        self.shares = shares(results)
+
+    @property
+    def factorial(self) -> dict[frozenset[str], Share]:
+        """What starts anew, to what it does."""
+        return {share.new: share for share in self.shares if share.cell.control is None}
+
+    @property
+    def whole(self) -> Share | None:
+        """Everything new."""
+        return self.factorial.get(frozenset(ADAMS_STATE))
+
+    @property
+    def carriers(self) -> list[frozenset[str]]:
+        """The least that must start anew for nearly all of the effect; more than one if there are several ways."""
+        enough = [new for new, share in self.factorial.items() if share.carries]
+        return [new for new in enough if not any(other < new for other in enough)]
+
+    @override
+    def shortcoming(self) -> str | None:
+        if self.results.missing:
+            return "not all runs are there"
+        # Cells that diverge are results here; without these two nothing can be compared.
+        if self.whole is None or self.whole.mean is None:
+            return "the reset does not lower the final loss of every seed"
+        if self.whole.p >= SIGNIFICANCE:
+            return f"{len(self.results.seeds)} seeds establish no effect of the reset"
+        return None
+
+    @override
+    def sentences(self) -> list[str]:
+        whole, kept = self.whole, self.factorial.get(frozenset())
+        if whole is None or kept is None or self.shortcoming():
+            return [
+                f"**With {len(self.results.seeds)} seeds no effect of the reset on the final loss is established.**"
+            ]
+        carriers = [listed(sorted(carrier)) for carrier in self.carriers]
+        least = min(self.carriers, key=len)
+        found = [
+            f"**What carries the reset's effect is starting {' or '.join(carriers)} anew.**",
+            f"The final loss is then {self.factorial[least].loss}, with everything new it is {whole.loss}, with "
+            f"everything kept {kept.loss} (medians of {len(self.results.seeds)} seeds).",
+        ]
+        return [*found, *self._parts(least), *self._step_size()]
+
+    def _parts(self, least: frozenset[str]) -> list[str]:
+        parts = [(new, share) for new, share in self.factorial.items() if new and new < least]
+        words = [
+            f"{listed(sorted(new))} alone ends at {share.loss}"
+            + (f", above the loss of knowing nothing in {share.exploded} seeds" if share.exploded else "")
+            for new, share in parts
+        ]
+        return [f"Less is not enough: {'; '.join(words)}."] if words else []
+
+    def _step_size(self) -> list[str]:
+        found = []
+        for share in self.shares:
+            if share.cell.recipe.stages[-1].first_update == "as_new":
+                outcomes = self.results.by_cell[share.cell].values()
+                factor = spread(outcome["learning_rate_factor"] for outcome in outcomes)
+                part = "a part that cannot be told" if share.mean is None else f"{100 * share.mean:.0f} %"
+                found.append(
+                    f"Step size alone explains {part} of the effect on the loss's logarithm: with everything kept and "
+                    f"the learning rate times {factor}, so that the first update is as large as the reset's, the "
+                    f"final loss is {share.loss}."
+                )
+        return found[:1]
+
+    @override
+    def sections(self) -> list[str]:
+        if not self.shares:
+            return []
+        rows = []
+        for share in self.shares:
+            mean = "–" if share.mean is None else f"{share.mean:.3f}"
+            interval = f"{share.interval.low:.3f} to {share.interval.high:.3f}" if share.interval else "–"
+            row = [share.cell.name, share.loss, str(share.exploded), mean, interval, f"{share.lower} / {share.higher}"]
+            rows.append([*row, f"{share.p:.2g}"])
+        header = [
+            "cell", "final loss, median", "seeds above knowing nothing", "share of the reset's effect",
+            "95 % interval", "seeds lower / higher than kept", "p (Holm)",
+        ]  # fmt: skip
+        return [
+            "## What each part of the state does",
+            table(header, rows),
+            "Share: how far the logarithm of the final loss (dropout off) goes from that of everything kept, 0, to "
+            "that of everything new, 1; mean over the seeds, each compared with itself, with a percentile bootstrap "
+            f"interval. From {CARRIES} on, a part is said to carry the effect. p: sign test against everything kept. "
+            "*Seeds above knowing nothing*: the loss at the end is above that of a uniform guess, or no number.",
+            *([WHY] if self.carriers == [MOMENTS] else []),
+        ]
+
+    @override
+    def figures(self) -> dict[str, Figure]:
+        found = super().figures()
+        return {"reset": self._figure(), **found} if self.shares else found
+
+    def _figure(self) -> Figure:
+        measured = {name for _, _, outcome in self.results.runs for name in CURVES if name in outcome}
+        curves = [name for name in CURVES if name in measured]
+        figure = Figure(figsize=(7 * len(curves), 5.6), layout="constrained")
+        for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves, strict=True):
+            for share in self.shares:
+                is_new = [name in share.new for name in ADAMS_STATE]
+                control = share.cell.control is not None
+                colour = BLACK if control else COLOURS[2 * is_new[0] + is_new[1]]
+                style = "-." if control else "-" if is_new[2] else "--"
+                words = f"new: {listed(sorted(share.new))}" if share.new else "everything kept"
+                draw_curve(axes, self.results, share.cell, curve, colour, style, share.cell.control or words)
+            finish_curves(axes, self.results, curve)
+            axes.set_ylabel(CURVES[curve])
+        lines, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle("What starts anew at the boundary; medians over seeds, band: all seeds", weight="bold")
+        return figure
+
+
+MOMENTS = frozenset({"exp_avg", "exp_avg_sq"})
+# Said only where the rows agree with it.
+WHY = (
+    "Why, as far as arithmetic goes: AdamW divides the first moment by the root of the second. The second one, kept, "
+    "still holds the large gradients of the beginning, so every step is small; anew, it holds those of today, and the "
+    "step is about the learning rate in each weight, however small the gradients have become. The first moment, kept, "
+    "is of yesterday's size: divided by a second moment of today's size it is far too large a step, once. "
+    "(Others restart them on purpose: AdaR, IJCAI 2025, both moments on a cycle; Abuduweili and Liu 2024, arXiv "
+    "2412.02153, are about the second moment's start from zero.)"
+)

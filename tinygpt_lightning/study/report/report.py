@@ -1,0 +1,202 @@
+"""The report: the answer, the tables and the pictures, as files and in TensorBoard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from tinygpt_lightning.study.design.recipe import n_parameters
+from tinygpt_lightning.study.design.study import Study
+from tinygpt_lightning.study.engine.outcome import Outcome, as_trained
+from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE, Contrast, Effect
+from tinygpt_lightning.study.evidence.results import Results
+from tinygpt_lightning.study.evidence.rows import Row
+from tinygpt_lightning.study.evidence.statistics import clopper_pearson
+from tinygpt_lightning.study.report.claims.frontier import Frontier
+from tinygpt_lightning.study.report.claims.general import Claims
+from tinygpt_lightning.study.report.claims.reset import Reset
+from tinygpt_lightning.study.report.claims.riddle import Riddle
+from tinygpt_lightning.study.report.markdown import shown, spread, table
+
+CLAIMS: dict[str | None, type[Claims]] = {None: Claims, "riddle": Riddle, "reset": Reset, "frontier": Frontier}
+
+
+def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> str:
+    """Write report.md, the figures and the TensorBoard events into ``folder``.
+
+    Args:
+        study: What was asked.
+        rows: All that were made.
+        folder: Where to write; the last report in it is replaced.
+        command: What makes it again.
+
+    Returns:
+        The answer, in one paragraph.
+    """
+    results = Results(study, rows)
+    claims = CLAIMS[study.plan.claims](results)
+    paragraph = " ".join(claims.sentences())
+    figures = claims.figures()
+    own = claims.sections()
+    report = "\n\n".join(
+        [
+            f"# {title(claims, folder.name)}",
+            paragraph,
+            f"Made by `{command}`: {len(study.cells)} cells × {len(results.seeds)} seeds; "
+            f"{len(results.runs)} runs, {results.missing} missing.",
+            *(link for link in (f"![{name}]({name}.png)" for name in figures) if link not in own),
+            *own,
+            "## Cells",
+            cell_table(results),
+            CELLS_EXPLAINED,
+            *contrast_section(claims.contrasts),
+            *effect_section(claims.effects),
+            "## How it was made",
+            _provenance(rows),
+        ]
+    )
+    (folder / "report.md").write_text(report + "\n", encoding="utf-8")
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=130)
+    _to_tensorboard(results, report, figures, folder)
+    return paragraph
+
+
+def title(claims: Claims, name: str) -> str:
+    """What the report may call itself: an answer only if it is one."""
+    topic = claims.results.study.plan.title or name
+    shortcoming = claims.shortcoming()
+    return f"{topic}, not answered: {shortcoming}" if shortcoming else f"{topic}, answered"
+
+
+CELLS_EXPLAINED = (
+    "Median (smallest–largest) over the seeds. *Exact*: greedy decoding from the prompt, with the vocabulary as it is "
+    "read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the vocabulary of "
+    "their last stage. *Character error rate*: edits per character of the sentence, of the text as printed. *Epochs "
+    "to exactness* count from the start of the last stage to the first epoch after which, dropout off, every "
+    "character of the answer is the likeliest one given those before it. Losses are mean cross-entropies of the next "
+    "character, in nats, in the vocabulary of training. Intervals are Clopper–Pearson's exact ones."
+)
+
+
+def cell_table(results: Results) -> str:
+    """One line for each cell; it depends on what came out and on nothing else."""
+    columns: dict[str, Callable[[list[Outcome]], str]] = {
+        "character error rate": lambda found: spread(o["char_error_rate"] for o in found),
+        "first loss of the last stage": lambda found: spread(o["first_loss_of_stage"][-1] for o in found),
+        "epochs to exactness": lambda found: spread(o["epochs_to_exact"] for o in found),
+        "final loss, dropout off": lambda found: spread(o["final_loss_dropout_off"] for o in found),
+        "final loss, dropout on": lambda found: spread(o["final_loss_dropout_on"] for o in found),
+    }
+    outcomes = [outcome for _, _, outcome in results.runs]
+    if any("in_training_vocabulary" in outcome for outcome in outcomes):
+        exact = {"exact in training vocabulary": lambda found: _share(found, lambda o: as_trained(o, "exact"))}
+        columns = {**exact, **columns}
+    if any("update_norm" in outcome for outcome in outcomes):
+        columns["first update of the last stage"] = lambda found: spread(o.get("first_update_norm") for o in found)
+    if any("learning_rate_factor" in outcome for outcome in outcomes):
+        columns["learning rate times"] = lambda found: spread(
+            o["learning_rate_factor"] for o in found if "learning_rate_factor" in o
+        )
+    rows = []
+    for cell, by_seed in results.by_cell.items():
+        found = list(by_seed.values())
+        n, k = len(found), sum(outcome["exact"] for outcome in found)
+        low, high = clopper_pearson(k, n) if n else (0.0, 1.0)
+        start = [cell.name, f"{n_parameters(cell.recipe.config):,}", str(n), f"{k}/{n}", f"{low:.3f}–{high:.3f}"]
+        rows.append([*start, *(column(found) for column in columns.values())])
+    return table(["cell", "parameters", "n", "exact", "95 % interval", *columns], rows)
+
+
+def _share(outcomes: list[Outcome], is_success: Callable[[Outcome], bool]) -> str:
+    return f"{sum(map(is_success, outcomes))}/{len(outcomes)}"
+
+
+def contrast_section(contrasts: Sequence[Contrast]) -> list[str]:
+    """Which factor matters for exactness: one line for each test."""
+    if not contrasts:
+        return []
+    rows = [
+        [
+            each.factor, each.within, " / ".join(each.levels), " / ".join(f"{k}/{each.n}" for k in each.exact),
+            str(each.differing), each.test, f"{each.p:.3g}", f"{each.p_holm:.3g}",
+        ]
+        for each in contrasts
+    ]  # fmt: skip
+    return [
+        "## Which factor matters",
+        table(["factor", "within", "levels", "seeds exact", "seeds that differ", "test", "p", "p (Holm)"], rows),
+        "Two-sided, paired by seed: a seed is a success at a level if *all* its runs at that level are exact. All "
+        f"{len(contrasts)} p-values are corrected together after Holm; below {SIGNIFICANCE} an effect counts as "
+        "established. Runs of a seed that differ in one factor share their first weights, as far as they are of one "
+        "shape, and their dropout, so nothing else tells them apart.",
+    ]
+
+
+def effect_section(effects: Sequence[Effect]) -> list[str]:
+    """What the factors do to numbers: one table for each factor."""
+    found = []
+    for factor in dict.fromkeys(effect.factor for effect in effects):
+        about = [effect for effect in effects if effect.factor == factor]
+        rows = [
+            [
+                each.where, each.measure, " / ".join(each.levels), " / ".join(map(shown, each.medians)), str(each.n),
+                str(each.left_out), _difference(each),
+            ]
+            for each in about
+        ]  # fmt: skip
+        header = ["cells", "measure", "levels", "medians", "seeds", "left out", "first − second, or p"]
+        found += [f"### {factor[0].upper()}{factor[1:]}", table(header, rows)]
+    if not found:
+        return []
+    return [
+        "## What each factor does, everything else being equal",
+        *found,
+        "Paired by seed. Of two levels: the mean difference with its percentile bootstrap interval of 95 %, 10,000 "
+        "resamples, fixed seed. Of more: the p-value of Friedman's test. Each stands for itself, without a correction "
+        "for their number. Seeds that lack the measure at a level are left out and counted.",
+    ]
+
+
+def _difference(effect: Effect) -> str:
+    if effect.p is not None:
+        return f"p = {effect.p:.3g}"
+    if effect.mean is None:
+        return "–"
+    interval = f" ({effect.interval.low:+.3g} to {effect.interval.high:+.3g})" if effect.interval else ""
+    return f"{effect.mean:+.3g}{interval}"
+
+
+def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure], folder: Path) -> None:
+    for events in folder.glob("events.out.tfevents.*"):
+        events.unlink()
+    with SummaryWriter(str(folder)) as board:
+        # Without the pictures' links, which lead nowhere there; the pictures follow.
+        board.add_text("report", re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", report))
+        for name, figure in figures.items():
+            board.add_figure(name, figure)
+        for cell, by_seed in results.by_cell.items():
+            outcomes = list(by_seed.values())
+            curves = np.array([o["loss"] for o in outcomes if o["epochs"] == outcomes[0]["epochs"]], dtype=float)
+            if len(curves):
+                for epoch, loss in zip(outcomes[0]["epochs"], np.median(curves, axis=0), strict=True):
+                    board.add_scalar(f"median train loss/{cell.name}", loss, epoch)
+
+
+def _provenance(rows: list[Row]) -> str:
+    seconds = timedelta(seconds=round(sum(row.seconds for row in rows)))
+    made_with = {
+        ", ".join(f"{name} {value}" for name, value in part.items())
+        for row in {id(row.common): row for row in rows}.values()
+        for part in row.common.made_with.values()
+    }
+    return "\n".join(
+        [f"- {text}" for text in sorted(made_with)]
+        + [f"- {seconds} of computing, if no run had shared its beginning with another's"]
+    )
