@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeFloat, register_type
+from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -111,6 +111,13 @@ class Settings(LightningCLI):
             default=30.0,
             help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
         )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads; null means one for each core. Small models gain nothing from a second one, and a "
+            "result's last bits depend on it.",
+        )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
         if self.command in OUTPUTS:
@@ -136,6 +143,8 @@ class Settings(LightningCLI):
         config = self.config.clone()
         if not model:
             del config["model"]
+        if config.threads:
+            torch.set_num_threads(config.threads)
         try:
             made: Namespace = self.parser.instantiate_classes(config)
         except (ValueError, MisconfigurationException) as error:
