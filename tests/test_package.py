@@ -18,6 +18,7 @@ PUBLIC = {
     "TinyGPT",
     "TinyGPTModule",
     "TrainedGPT",
+    "Until",
     "generate",
     "load",
     "read_checkpoint",

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Command
 
+from tinygpt_lightning import read_checkpoint
 from tinygpt_lightning.app import exchange
 from tinygpt_lightning.app.chat import command as chat_command
 
@@ -48,14 +50,22 @@ def test_every_command_parses(text: str, command: Command, monkeypatch: pytest.M
     assert yaml.safe_load(result.out)
 
 
-def test_the_example_of_stages_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    files = sorted(path.name for path in (tmp_path / "checkpoints/line").iterdir())
-    assert files == [f"stage-{number}.ckpt" for number in range(1, 5)]
+def test_the_example_of_stages_runs_and_goes_on(tmp_path: Path) -> None:
+    for kind, name, lines in (("python", "line.py", 20), ("yaml", "line.yaml", 15)):
+        (text,) = re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+        assert len([line for line in text.splitlines() if line]) <= lines
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    ends = []
+    for more in ([], ["--ckpt_path", "checkpoints/line/stage-1.ckpt"]):
+        command = [sys.executable, "-W", "ignore", "line.py", "fit", "--config", "line.yaml", *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        files = sorted((tmp_path / "checkpoints/line").iterdir())
+        assert [file.name for file in files] == [f"stage-{number}.ckpt" for number in range(1, 4)]
+        ends.append(read_checkpoint(files[-1]))
+        files[-1].unlink()
+    assert ends[0]["epoch"] < 100
+    assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
 
 
 def test_what_is_shown_of_python_is_what_python_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
     from tinygpt_lightning.callbacks.stages import Stage
+    from tinygpt_lightning.callbacks.until import Until
     from tinygpt_lightning.data import QADataModule
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
     from tinygpt_lightning.gpt.generation import GenerationConfig, generate
@@ -29,6 +30,7 @@ __all__ = [
     "TinyGPT",
     "TinyGPTModule",
     "TrainedGPT",
+    "Until",
     "generate",
     "load",
     "read_checkpoint",
@@ -47,6 +49,7 @@ _MODULES = {
     "TinyGPT": "gpt.model",
     "TinyGPTModule": "module",
     "TrainedGPT": "gpt.trained",
+    "Until": "callbacks.until",
     "generate": "gpt.generation",
     "load": "gpt.trained",
     "read_checkpoint": "gpt.checkpoint",

@@ -100,14 +100,17 @@ class Saves:
     def fit(self, seconds: float, *, epoch: float) -> list[tuple[int, str]]:
         """Two stages of four epochs of ``epoch`` seconds each."""
         schedule = Schedule([Stage(epochs=4), Stage(epochs=4)])
-        files, module = RunFiles(self.run, "stages: []", seconds, GracefulStop(), schedule), Any
+        files, module = RunFiles(self.run, "stages: []", seconds, GracefulStop()), Any
         files.on_train_start(self.trainer, module)
         for self.trainer.current_epoch in range(8):
             files.on_train_epoch_start(self.trainer, module)
             self.now += epoch
+            index = schedule.stage_at(self.trainer.current_epoch)
+            if ends_stage := schedule.ends_stage(self.trainer.current_epoch):
+                files.on_stage_end(self.trainer, module, index)
             files.on_train_epoch_end(self.trainer, module)
-            if schedule.ends_stage(self.trainer.current_epoch):
-                self.save(self.run.stage(schedule.stage_at(self.trainer.current_epoch) + 1))
+            if ends_stage:
+                self.save(self.run.stage(index + 1))
         files.on_train_end(self.trainer, module)
         return self.saved
 

@@ -284,6 +284,16 @@ def test_reduce_on_plateau_is_refused_from_the_start_and_when_it_comes_later(tmp
     assert len(module.losses) == epoch * BATCHES
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_a_step_that_fetches_for_itself_is_refused(tmp_path):
+    class Fetches(Module):
+        def training_step(self, dataloader_iter):
+            return self.net(next(dataloader_iter)[0]).mean()
+
+    with pytest.raises(MisconfigurationException, match="expected training_step.batch., got training_step.dataloader"):
+        fit(tmp_path, ExactResume(), module=Fetches(), enable_checkpointing=False)
+
+
 def test_strategies_that_restore_late_are_refused(tmp_path):
     for strategy in (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy):
         assert strategy.restore_checkpoint_after_setup.fget(None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from anyones import CountsToo
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -257,6 +258,9 @@ def test_a_checkpoint_from_mid_epoch_crosses_each_boundary_once(tmp_path: Path, 
         def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
             self.crossed.append((trainer.current_epoch, index))
 
+        def on_stage_resume(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+            pass
+
     settings: dict[str, Any] = {
         "accelerator": "cpu", "max_epochs": -1, "limit_train_batches": BATCHES, "limit_val_batches": 1,
         "num_sanity_val_steps": 0, "default_root_dir": str(tmp_path), "logger": False, "enable_checkpointing": False,
@@ -330,16 +334,6 @@ class CountsEpochs(AdamModel):
 
     def on_train_epoch_end(self) -> None:
         self.epochs += 1
-
-
-class CountsToo(Callback):
-    count = 0
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.count += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count}
 
 
 def test_a_stages_checkpoint_is_what_the_epoch_left_behind(tmp_path: Path) -> None:

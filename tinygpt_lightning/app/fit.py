@@ -91,7 +91,7 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged,
         StageProgress(staged.schedule, len(made.data.taught.pairs)),
         ExactResume(),
-        RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop, staged.schedule),
+        RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop),
     ]
 
 
@@ -133,7 +133,8 @@ def _report(it: Opened, trainer: Trainer, stop: GracefulStop) -> None:
         raise UsageError(f"{reason} before the first epoch was done; nothing is kept")
     if not stop.interrupted:
         _print_result(it.run.last, it.run.path)
-    so_far = f"{reason} after epoch {trainer.current_epoch} of {trainer.max_epochs}"
+    at_most = "at most " if any(stage.until for stage in it.settings.config.stages) else ""
+    so_far = f"{reason} after epoch {trainer.current_epoch} of {at_most}{trainer.max_epochs}"
     say(f"{so_far}; go on with: {how_to_go_on(it.run, *changes)}")
 
 

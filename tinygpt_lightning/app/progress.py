@@ -54,7 +54,7 @@ class Display:
         """Bring the line ``title`` up to date, or add it."""
         if title not in self._tasks:
             self._tasks[title] = self._progress.add_task(title, total=total, state="")
-        self._progress.update(self._tasks[title], completed=done, state=state)
+        self._progress.update(self._tasks[title], completed=done, total=total, state=state)
         if done == total:
             self._progress.stop_task(self._tasks[title])
 
@@ -93,22 +93,12 @@ class StageProgress(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        epoch = trainer.current_epoch
-        index = self.schedule.stage_at(epoch)
-        if index != self._index:
-            self._index, self._start = index, self.schedule.start_of_stage(epoch)
-        title = f"stage {index + 1}/{len(self.schedule.stages)}"
-        done, total = epoch + 1 - self._start, self.schedule.stages[index].epochs
-        state = _state(trainer.callback_metrics, self.pairs)
-        if self.display.is_live:
-            self.display.update(title, done, total, state)
-            return
-        of = "" if done == total else f" of {total}"
-        self._unsaid = f"{title}: {done}{of} epochs, {state}"
-        if self.schedule.ends_stage(epoch):
-            self._say()
+        self._update(trainer, self.schedule.stages[self.schedule.stage_at(trainer.current_epoch)].epochs)
+
+    def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Say how the stage went; it may be over before its epochs are."""
+        self._update(trainer)
+        self._say()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,6 +108,23 @@ class StageProgress(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.display.stop()  # so that the error appears below it
+
+    def _update(self, trainer: Trainer, epochs: int | None = None) -> None:
+        """Bring the stage's line up to date; ``epochs`` is what it takes in all, none if it is over."""
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch
+        index = self.schedule.stage_at(epoch)
+        if index != self._index:
+            self._index, self._start = index, self.schedule.start_of_stage(epoch)
+        title = f"stage {index + 1}/{len(self.schedule.stages)}"
+        done = epoch + 1 - self._start
+        total = epochs or done
+        state = _state(trainer.callback_metrics, self.pairs)
+        if self.display.is_live:
+            self.display.update(title, done, total, state)
+        else:
+            self._unsaid = f"{title}: {done}{'' if done == total else f' of {total}'} epochs, {state}"
 
     def _say(self) -> None:
         if self._unsaid:

@@ -20,6 +20,8 @@ from tinygpt_lightning.app.commands import PROGRAM
 from tinygpt_lightning.app.errors import UsageError, say
 from tinygpt_lightning.app.run import Run, list_runs, new_run
 from tinygpt_lightning.app.settings import Settings
+from tinygpt_lightning.callbacks.stage_end import ended_early
+from tinygpt_lightning.callbacks.stages import Schedule
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import locked, remove_leftovers, write_whole
@@ -93,7 +95,8 @@ def opened(settings: Settings) -> Iterator[Opened]:
     """
     is_trial = bool(settings.config.trainer.fast_dev_run)
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # among the processes of a distributed fit
-    _total_epochs(settings)
+    if not settings.config.stages:
+        raise UsageError("stages: expected at least one stage, got none")
     with ExitStack() as resources:
         going_on = _run_to_go_on_with(settings)
         if going_on:
@@ -197,12 +200,6 @@ def _flatten(settings: Mapping[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def _total_epochs(settings: Settings) -> int:
-    if not settings.config.stages:
-        raise UsageError("stages: expected at least one stage, got none")
-    return sum(stage.epochs for stage in settings.config.stages)
-
-
 def _run_to_go_on_with(settings: Settings) -> Run | None:
     """The run to go on with in place, if one is asked for."""
     path = settings.config.ckpt_path
@@ -260,7 +257,10 @@ def _stages_begun(checkpoint: Mapping[str, Any]) -> int:
 
 
 def _is_at_the_end(checkpoint: Mapping[str, Any], settings: Settings) -> bool:
-    return bool(checkpoint.get("epoch", -1) + 1 >= _total_epochs(settings))
+    # Those that are over, which "epoch" does not say of a checkpoint from the middle of one.
+    loops = checkpoint.get("loops")
+    done: int = loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
+    return done >= Schedule(settings.config.stages, ended_early(checkpoint)).epochs
 
 
 def _is_at_step(path: Path, global_step: int) -> bool:

@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from tinygpt_lightning.app.run import FILES_KEY, Run
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
-from tinygpt_lightning.callbacks.stages import Schedule
 from tinygpt_lightning.gpt.files import link_whole, write_whole
 from tinygpt_lightning.module import TinyGPTModule
 
@@ -25,17 +24,13 @@ class RunFiles(Checkpoint):
         config: Its settings, as YAML.
         save_every_n_seconds: How often ``last.ckpt`` is written; also at a stage's end, and when training stops.
         stop: The callback that knows whether somebody interrupted it.
-        schedule: Which epoch ends a stage.
     """
 
-    def __init__(
-        self, run: Run, config: str, save_every_n_seconds: float, stop: GracefulStop, schedule: Schedule
-    ) -> None:
+    def __init__(self, run: Run, config: str, save_every_n_seconds: float, stop: GracefulStop) -> None:
         self.run = run
         self.config = config
         self.save_every_n_seconds = save_every_n_seconds
         self.stop = stop
-        self.schedule = schedule
         self.ended_early = False
         self._saved = time.monotonic()
         self._stage_file: Path | None = None  # of a stage that has just ended
@@ -62,22 +57,22 @@ class RunFiles(Checkpoint):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._link_last(trainer)
 
+    def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Called before any checkpoint of a stage's last epoch is written; the stage's own is this run's last one."""
+        self._stage_file = self.run.stage(index + 1)
+
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         self.ended_early = trainer.should_stop and not self.stop.interrupted and done != trainer.max_epochs
-        ends_stage = self.schedule.ends_stage(trainer.current_epoch)
         # The first process's clock decides: all of them take part when a checkpoint is written.
         is_due = trainer.strategy.broadcast(time.monotonic() - self._saved >= self.save_every_n_seconds)
-        if not (ends_stage or is_due or trainer.should_stop):
+        if not (self._stage_file or is_due or trainer.should_stop):
             return
         # What was logged goes first: a run killed in between would never log it again.
         for logger in trainer.loggers:
             logger.save()
-        if ends_stage:
-            # The stage's own checkpoint comes next, and is this one too.
-            self._stage_file = self.run.stage(self.schedule.stage_at(trainer.current_epoch) + 1)
-        else:
+        if not self._stage_file:
             trainer.save_checkpoint(self.run.last)
             self._saved = time.monotonic()
 

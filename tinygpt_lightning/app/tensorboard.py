@@ -64,6 +64,7 @@ class TensorBoardReport(Callback):
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
         self.shown_at: float | None = None  # the character error rate when the text was shown last
+        self._shown_in: int | None = None  # the epoch of that
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
@@ -83,25 +84,26 @@ class TensorBoardReport(Callback):
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the text now and then, at a stage's end the attention, and at the very end what came of it all."""
+        """Show the text now and then, if it has changed."""
+        done = trainer.current_epoch + 1
+        is_due = done == 1 or done % self.text_every_n_epochs == 0
+        if is_due and _error_rate(trainer) != self.shown_at:
+            self._show_text(trainer, pl_module)
+
+    def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Show the text and the attention, and at the very end what came of it all."""
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
-        done, step = trainer.current_epoch + 1, trainer.global_step - 1
-        at_end = self.schedule.ends_stage(trainer.current_epoch)
-        error_rate = float(trainer.callback_metrics.get("val/char_error_rate", 1))
-        if at_end or (error_rate != self.shown_at and (done % self.text_every_n_epochs == 0 or done == 1)):
-            self.shown_at = error_rate
-            writer.add_text("generated", "\n\n".join(_said(pl_module, done)), step)
-        if at_end:
-            text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
-            weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
-            writer.add_image("attention of the heads", tile_heads(weights, text), step)
-        if done == trainer.max_epochs:
+        if self._shown_in != trainer.current_epoch:
+            self._show_text(trainer, pl_module)
+        text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
+        weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
+        writer.add_image("attention of the heads", tile_heads(weights, text), trainer.global_step - 1)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
             self._log_settings(trainer)
-        if at_end:
-            # Before the stage's checkpoint: a run that is killed after it never comes here again.
-            writer.flush()
+        # Before the stage's checkpoint: a run that is killed after it never comes here again.
+        writer.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what came of it where training ended early; a run that was interrupted is not at its end."""
@@ -116,6 +118,12 @@ class TensorBoardReport(Callback):
         """Go on from there."""
         self.shown_at = state["shown_at"]
 
+    def _show_text(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shown_at, self._shown_in = _error_rate(trainer), trainer.current_epoch
+        if (writer := _writer(trainer)) and isinstance(pl_module, TinyGPTModule):
+            said = "\n\n".join(_said(pl_module, trainer.current_epoch + 1))
+            writer.add_text("generated", said, trainer.global_step - 1)
+
     def _log_settings(self, trainer: Trainer) -> None:
         final = {
             f"final/{name.removeprefix('val/')}": float(value)
@@ -124,6 +132,10 @@ class TensorBoardReport(Callback):
         }
         assert trainer.logger  # noqa: S101
         trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+
+
+def _error_rate(trainer: Trainer) -> float:
+    return float(trainer.callback_metrics.get("val/char_error_rate", 1))
 
 
 def _said(module: TinyGPTModule, epoch: int) -> Iterator[str]:
@@ -140,7 +152,9 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = settings["model"]["optimizer"]
     return {
         "seed": settings["seed_everything"],
-        "stages": " + ".join(str(stage["epochs"]) for stage in settings["stages"]),
+        "stages": " + ".join(
+            ("≤ " if stage.get("until") else "") + str(stage["epochs"]) for stage in settings["stages"]
+        ),
         "rebuild": settings["rebuild"],
         "optimizer": optimizer["class_path"],
         "learning_rate": optimizer["init_args"].get("lr"),

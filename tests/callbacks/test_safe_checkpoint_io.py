@@ -1,0 +1,83 @@
+"""What cannot be saved is told when a fit starts."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from anyones import Anyones, quiet_trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tinygpt_lightning import CheckpointError, ExactResume, SafeCheckpointIO, Stage, StagedTraining, read_checkpoint
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Told(Anyones):
+    def __init__(self, setting: object) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Keeps(Callback):
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+
+@pytest.mark.parametrize("setting", [Path("a"), Colour.RED, np.zeros(2), {"deep": [Path("a")]}])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_setting_that_no_checkpoint_may_hold_is_told_when_the_fit_starts(
+    tmp_path: Path, setting: object, exact: bool
+) -> None:
+    callback = ExactResume() if exact else StagedTraining([Stage(1)], tmp_path)
+    trainer = quiet_trainer(tmp_path, callback, plugins=[SafeCheckpointIO()], max_epochs=1)
+    with pytest.raises(MisconfigurationException, match=r"hyper_parameters.setting.*expected tensors and plain values"):
+        trainer.fit(Told(setting))
+    assert trainer.global_step == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_so_is_what_a_callback_keeps(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, Keeps(Colour.RED), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
+    with pytest.raises(MisconfigurationException, match=r"callbacks.Keeps.value: .*Colour"):
+        trainer.fit(Anyones())
+
+
+def test_so_is_what_cannot_be_written_at_all(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, Keeps(lambda: 0), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
+    with pytest.raises(MisconfigurationException, match=r"Keeps.value: .*got function, which cannot be written"):
+        trainer.fit(Anyones())
+
+
+def test_numbers_of_numpy_become_numbers(tmp_path: Path) -> None:
+    files = ModelCheckpoint(tmp_path, "end")
+    trainer = quiet_trainer(tmp_path, Keeps(np.float64(0.5)), files, plugins=[SafeCheckpointIO()], max_epochs=1)
+    module = Told({"sizes": (np.int64(3), 4)})
+    trainer.fit(module)
+    saved = read_checkpoint(tmp_path / "end.ckpt")
+    assert saved["callbacks"]["Keeps"] == {"value": 0.5}
+    assert saved["hyper_parameters"]["setting"] == {"sizes": (3, 4)}
+    assert type(saved["hyper_parameters"]["setting"]["sizes"][0]) is int
+    assert type(module.hparams["setting"]["sizes"][0]) is np.int64  # what is saved changes, not what there is
+
+
+def test_alone_it_refuses_to_write_it(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, ModelCheckpoint(tmp_path), plugins=[SafeCheckpointIO()], max_epochs=1)
+    with pytest.raises(CheckpointError, match="not written, for pathlib"):
+        trainer.fit(Told(Path("a")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_plugin_writes_what_it_likes(tmp_path: Path) -> None:
+    quiet_trainer(tmp_path, StagedTraining([Stage(1)], tmp_path)).fit(Told(Path("a")))
+    assert (tmp_path / "stage-1.ckpt").exists()
