@@ -120,6 +120,7 @@ def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
 @pytest.mark.parametrize(
     ("stage", "reason"),
     [
+        ({"until": {"monitor": "train/loss", "stopping_threshold": 0.1}}, r"stages\[1\]: until: expected null"),
         ({"keep": {"momentum": True}}, "keep: expected exp_avg, exp_avg_sq, step of Adam"),
         (
             {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "reset_optimizer": False},

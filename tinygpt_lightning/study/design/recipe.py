@@ -44,6 +44,7 @@ class StudyStage(Stage):
         optimizer: Makes the stage's optimizer from the parameters; null means the model's.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
+        until: Null: the seeds of a study train together, so that none of them ends before the others.
         keep: What of Adam's state is carried over (true) and what starts anew (false): exp_avg, exp_avg_sq, step.
             What is not named does as reset_optimizer says.
         weights: Whether the weights are carried over or drawn anew.
@@ -228,6 +229,8 @@ def _check(recipe: Recipe) -> None:
 
 
 def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimizer] | None) -> None:
+    if stage.until is not None:
+        raise ValueError(f"until: expected null, since the seeds of a study train together, got {stage.until}")
     if kind.__name__ not in ELEMENTWISE:
         raise ValueError(
             f"expected an optimizer that goes number by number, one of {', '.join(ELEMENTWISE)}, got {kind.__name__}"
