@@ -191,10 +191,10 @@ def generate(
     """
     lengths = _lengths(ids) if lengths is None else lengths.clone()
     fill = 0 if end is None else end
-    texts = ids.masked_fill(torch.arange(ids.size(1), device=ids.device) >= lengths.unsqueeze(1), fill)
+    limit = (config and config.max_length) or model.config.n_positions + 1
+    texts = F.pad(ids, (0, limit - ids.size(1)))
+    texts = texts.masked_fill(torch.arange(limit, device=ids.device) >= lengths.unsqueeze(1), fill)
     for step in stream(model, ids, config, lengths=lengths.clone(), end=end, use_cache=use_cache):
-        if int(lengths[step.rows].max()) == texts.size(1):
-            texts = F.pad(texts, (0, 1), value=fill)
         texts[step.rows, lengths[step.rows]] = step.ids
         lengths[step.rows] += 1
     return texts[:, : int(lengths.max())]
