@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -84,15 +86,37 @@ def floor(device: str) -> Step:
     return step
 
 
+def as_in_fit(device: str) -> Step:
+    """Ours, with memory kept between the steps as `fit` has it: a setting of the whole process."""
+    keep_freed_memory()
+    return ours(768, device)
+
+
+class Elsewhere:
+    """A contestant in a process of its own."""
+
+    def __init__(self, make: Callable[[str], Step], device: str) -> None:
+        command = [sys.executable, __file__, make.__name__, device, str(torch.get_num_threads())]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        print("go", file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_step(versus: Versus, device: str) -> None:
-    keep_freed_memory()  # as `fit` does
     references = {
-        "the original's": original(device),
-        "Hugging Face's": hugging_face(device),
-        "floor: products, AdamW": floor(device),
+        "the original's": Elsewhere(original, device),
+        "Hugging Face's": Elsewhere(hugging_face, device),
+        "floor: products, AdamW": Elsewhere(floor, device),
     }
-    versus(f"training step, width 768, {device}", ours(768, device), references, ["≤ 0.55", "–", "≤ 1.25"], per=STEPS)
+    step = Elsewhere(as_in_fit, device)
+    versus(f"training step, width 768, {device}", step, references, ["≤ 0.55", "–", "≤ 1.25"], rounds=11, per=STEPS)
+    for contestant in (step, *references.values()):
+        contestant.process.communicate()
 
 
 @pytest.mark.parametrize("width", [64, 768])
@@ -117,3 +141,11 @@ def test_threads(versus: Versus, width: int) -> None:
         f"training step on {all_threads} threads, width {width}", with_threads(all_threads),
         {"on one thread": with_threads(1)}, per=STEPS,
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    contest = {make.__name__: make for make in (as_in_fit, original, hugging_face, floor)}[sys.argv[1]](sys.argv[2])
+    for _ in sys.stdin:
+        contest()
+        print("done", flush=True)

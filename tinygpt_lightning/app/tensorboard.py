@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from tinygpt_lightning.app.attention_picture import LONGEST, tile_heads
@@ -99,7 +103,9 @@ class TensorBoardReport(Callback):
             self._show_text(trainer, pl_module)
         text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
         weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
-        writer.add_image("attention of the heads", tile_heads(weights, text), trainer.global_step - 1)
+        image = Summary.Value(tag="attention of the heads", image=_png(tile_heads(weights, text)))
+        # Not by `add_image`, which makes wide numbers of the bytes: that took more memory than anything else in a fit.
+        writer.file_writer.add_summary(Summary(value=[image]), trainer.global_step - 1)  # type: ignore[attr-defined]
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self._log_settings(trainer)
         # Before the stage's checkpoint: a run that is killed after it never comes here again.
@@ -132,6 +138,14 @@ class TensorBoardReport(Callback):
         }
         assert trainer.logger  # noqa: S101
         trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+
+
+def _png(picture: Tensor) -> Summary.Image:
+    """A picture of bytes, ``(3, height, width)``, as TensorBoard keeps it."""
+    file = BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    _, height, width = picture.shape
+    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
 
 
 def _error_rate(trainer: Trainer) -> float:
