@@ -176,17 +176,17 @@ def _difference(effect: Effect) -> str:
 def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure], folder: Path) -> None:
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
-    with SummaryWriter(str(folder)) as board:
+    with SummaryWriter(str(folder)) as writer:
         # Without the pictures' links, which lead nowhere there; the pictures follow.
-        board.add_text("report", re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", report))
+        writer.add_text("report", re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", report))
         for name, figure in figures.items():
-            board.add_figure(name, figure)
+            writer.add_figure(name, figure)
         for cell, by_seed in results.by_cell.items():
             outcomes = list(by_seed.values())
             curves = np.array([o["loss"] for o in outcomes if o["epochs"] == outcomes[0]["epochs"]], dtype=float)
             if len(curves):
                 for epoch, loss in zip(outcomes[0]["epochs"], np.median(curves, axis=0), strict=True):
-                    board.add_scalar(f"median train loss/{cell.name}", loss, epoch)
+                    writer.add_scalar(f"median train loss/{cell.name}", loss, epoch)
 
 
 def _provenance(rows: list[Row]) -> str:
