@@ -43,7 +43,7 @@ def usage() -> str:
         [
             f"usage: {PROGRAM} COMMAND [options]",
             "",
-            "A one-block GPT-2 that learns one sentence in stages.",
+            "A one-block GPT-2 that learns sentences by heart, in stages.",
             "",
             "commands:",
             *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
