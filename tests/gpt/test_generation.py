@@ -301,6 +301,7 @@ def test_top_k_of_1_and_a_tiny_temperature_are_greedy(model: TinyGPT) -> None:
         (0, 10, "prompt: expected at least one character, got none"),
         (11, 10, "prompt: expected at most max_length=10 characters, got 11"),
         (5, 42, r"max_length: expected at most 41, n_positions \+ 1, got 42"),
+        (5, 10**13, r"max_length: expected at most 41, n_positions \+ 1, got 10000000000000"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(model: TinyGPT, length: int, max_length: int, message: str) -> None:

@@ -50,13 +50,17 @@ class GenerationConfig:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, or null, got {self.seed}")
 
 
-def check_lengths(prompt_length: int, max_length: int, n_positions: int) -> None:
+def check_lengths(prompt_length: int, config: GenerationConfig, n_positions: int) -> int:
     """Refuse what cannot be generated.
+
+    Returns:
+        The length that the text does not go beyond.
 
     Raises:
         ValueError: If the prompt is empty or longer than ``max_length``, or ``max_length`` is beyond
             the model's ``n_positions``.
     """
+    max_length = config.max_length or n_positions + 1
     # The last character is written and not read, so it needs no position.
     if max_length > n_positions + 1:
         raise ValueError(f"max_length: expected at most {n_positions + 1}, n_positions + 1, got {max_length}")
@@ -64,6 +68,7 @@ def check_lengths(prompt_length: int, max_length: int, n_positions: int) -> None
         raise ValueError("prompt: expected at least one character, got none")
     if prompt_length > max_length:
         raise ValueError(f"prompt: expected at most max_length={max_length} characters, got {prompt_length}")
+    return max_length
 
 
 def next_character_probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
@@ -129,9 +134,7 @@ def stream(
     """
     config = config or GenerationConfig()
     lengths = _lengths(ids) if lengths is None else lengths
-    limit = config.max_length or model.config.n_positions + 1
-    for length in (int(lengths.min()), int(lengths.max())):
-        check_lengths(length, limit, model.config.n_positions)
+    limit = _limit(lengths, config, model)
     generator = torch.Generator()  # on the CPU, so that a seed means the same on every device
     if config.seed is None:
         generator.seed()
@@ -189,9 +192,10 @@ def generate(
 
     Source: Radford et al. 2019; caching as in Shazeer 2019, section 2.4.
     """
+    config = config or GenerationConfig()
     lengths = _lengths(ids) if lengths is None else lengths.clone()
     fill = 0 if end is None else end
-    limit = (config and config.max_length) or model.config.n_positions + 1
+    limit = _limit(lengths, config, model)
     texts = F.pad(ids, (0, limit - ids.size(1)))
     texts = texts.masked_fill(torch.arange(limit, device=ids.device) >= lengths.unsqueeze(1), fill)
     for step in stream(model, ids, config, lengths=lengths.clone(), end=end, use_cache=use_cache):
@@ -202,6 +206,12 @@ def generate(
 
 def _lengths(ids: Tensor) -> Tensor:
     return torch.full((ids.size(0),), ids.size(1), device=ids.device)
+
+
+def _limit(lengths: Tensor, config: GenerationConfig, model: TinyGPT) -> int:
+    """The length that no text goes beyond, once the prompts' lengths, ``(B,)``, are checked."""
+    check_lengths(int(lengths.min()), config, model.config.n_positions)
+    return check_lengths(int(lengths.max()), config, model.config.n_positions)
 
 
 def _choose(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -> Tensor:

@@ -88,8 +88,8 @@ class TrainedGPT:
         generation = generation or GenerationConfig()
         if generation.max_length is None:
             generation = dataclasses.replace(generation, max_length=self.taught.max_length)
-        ids, n_positions = self.tokenizer.encode(prompt), self.model.config.n_positions
-        check_lengths(len(ids), generation.max_length or n_positions + 1, n_positions)
+        ids = self.tokenizer.encode(prompt)
+        check_lengths(len(ids), generation, self.model.config.n_positions)
         return ids, generation
 
     def knows(self, pairs: Sequence[QAPair]) -> list[bool]:
