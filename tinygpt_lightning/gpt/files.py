@@ -53,7 +53,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written; it names ``path``, and what was there is still there.
     """
-    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    temporary, old = _temporary(path), _temporary(path)
     try:
         temporary.mkdir()
         yield temporary
