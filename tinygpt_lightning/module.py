@@ -141,9 +141,10 @@ class TinyGPTModule(LightningModule):
         """
         batch = self._encode(pairs)
         logits, targets = self.model(batch.inputs), self._targets(batch)
-        exact = exact_rows(logits, batch.answers)  # (B,)
+        predicted = logits.argmax(dim=-1)
+        exact = exact_rows(predicted, batch.answers)  # (B,)
         loss, count = next_token_loss(logits, targets), (targets != IGNORED).sum()
-        self.metrics.update(loss, count, logits.argmax(dim=-1), batch.answers, exact)
+        self.metrics.update(loss, count, predicted, batch.answers, exact)
         return exact
 
     def on_validation_epoch_end(self) -> None:

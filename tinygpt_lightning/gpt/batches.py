@@ -35,20 +35,20 @@ class Batch:
         return Batch(self.inputs.to(device), self.targets.to(device), self.answers.to(device))
 
 
-def exact_rows(logits: Tensor, answers: Tensor) -> Tensor:
+def exact_rows(predicted: Tensor, answers: Tensor) -> Tensor:
     """Which answers greedy decoding would give back whole.
 
     It does if and only if every teacher-forced argmax over the answer is right: up to the first mistake both see
     the same characters, and a mistake in one is one in the other.
 
     Args:
-        logits: Scores of the characters that come next, ``(B, T, V)``.
-        answers: Those that should, ``(B, T)``; `IGNORED` outside of the answer.
+        predicted: The likeliest next characters, ``(B, T)``.
+        answers: Those that should come, ``(B, T)``; `IGNORED` outside of the answer.
 
     Returns:
         Truth values, ``(B,)``.
     """
-    return ((logits.argmax(dim=-1) == answers) | (answers == IGNORED)).all(dim=1)
+    return ((predicted == answers) | (answers == IGNORED)).all(dim=1)
 
 
 class PairEncoder:

@@ -99,7 +99,7 @@ class TrainedGPT:
         with evaluating(self.model), torch.inference_mode():
             for i in range(0, len(pairs), BATCH_SIZE):
                 batch = encode(pairs[i : i + BATCH_SIZE]).to(device)
-                known += exact_rows(self.model(batch.inputs), batch.answers).tolist()
+                known += exact_rows(self.model(batch.inputs).argmax(dim=-1), batch.answers).tolist()
         return known
 
     def _continue(self, prompts: Sequence[str], generation: GenerationConfig | None) -> list[tuple[str, str]]:
