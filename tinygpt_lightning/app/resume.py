@@ -24,7 +24,7 @@ from tinygpt_lightning.callbacks.stage_end import ended_early
 from tinygpt_lightning.callbacks.stages import Schedule
 from tinygpt_lightning.data import QADataModule
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
-from tinygpt_lightning.gpt.files import locked, remove_leftovers, write_whole
+from tinygpt_lightning.gpt.files import link_whole, locked, remove_leftovers
 from tinygpt_lightning.gpt.pairs import QAPair
 from tinygpt_lightning.gpt.trained import read_description
 
@@ -226,14 +226,14 @@ def _where_to_go_on(run: Run, settings: Settings, *, repair: bool) -> tuple[Sett
     if newest is None and not run.config.is_file() and settings.config.ckpt_path == "last":
         return settings, None  # killed before it had written anything
     begun, settings = run.settings, settings.on_top_of(run.config)
-    checkpoint = read_checkpoint(newest) if newest else {}
+    checkpoint = read_state(newest) if newest else {}  # it is whole, as was just seen
     check_settings(begun, settings.plain, _stages_begun(checkpoint), run)
     if newest and _is_at_the_end(checkpoint, settings):
         if repair:
             # One of the two may be damaged, or older: the run was killed between them.
             for path in (run.stage(len(settings.config.stages)), run.last):
                 if not _is_at_step(path, checkpoint["global_step"]):
-                    write_whole(path, newest.read_bytes())
+                    link_whole(newest, path)
         say(f"{run.path} is finished: there is nothing to go on with")
         sys.exit(0)
     return settings, newest
