@@ -66,9 +66,7 @@ class Run:
 
     def is_finished(self, stages: int | None = None) -> bool:
         """Whether so many stages are done; null means as many as the run's own settings have."""
-        if not self.config.is_file():
-            return False
-        return self.stage(len(self.settings["stages"]) if stages is None else stages).exists()
+        return self._end(stages) is not None
 
     def ended_early(self) -> bool:
         """Whether it ended by itself before its stages did: by a time limit, say, and not by a signal."""
@@ -79,9 +77,13 @@ class Run:
 
     def newest(self) -> Path | None:
         """The checkpoint to use if the run is over; none if it is not."""
-        if self.config.is_file() and (end := self.stage(len(self.settings["stages"]))).exists():
-            return end
-        return self.last if self.ended_early() else None
+        return self._end() or (self.last if self.ended_early() else None)
+
+    def _end(self, stages: int | None = None) -> Path | None:
+        if not self.config.is_file():
+            return None
+        end = self.stage(len(self.settings["stages"]) if stages is None else stages)
+        return end if end.exists() else None
 
 
 def list_runs(folder: Path) -> list[Run]:
