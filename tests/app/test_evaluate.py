@@ -37,6 +37,15 @@ def test_a_run_is_named_by_its_folder(trained: Path, home: Path, command: Comman
     assert command("validate", "--ckpt_path", folder).code == 0
 
 
+def test_threads_are_as_many_as_asked_for(in_trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    assert command(*PREDICT).out == SENTENCE + "\n"
+    assert asked == []
+    assert command(*PREDICT, "--threads", "3").out == SENTENCE + "\n"
+    assert asked == [3]
+
+
 def test_callbacks_of_a_fit_play_no_part(in_trained: Path, command: Command) -> None:
     early = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "x"}}, {"class_path": "ModelCheckpoint"}]'
     assert command(*PREDICT, "--trainer.callbacks", early) == (0, SENTENCE + "\n", "")

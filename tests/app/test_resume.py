@@ -163,6 +163,7 @@ def test_a_run_cannot_change_on_its_way(half: Path, command: Command, changed: t
         ("--model.config.embd_pdrop", "0.2"),
         ("--model.lr_scheduler", '{"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}'),
         ("--model.optimizer", "SGD"),
+        ("--threads", "2"),
         ("--rebuild", "false"),
         ("--renumber", "true"),
         ("--trainer.devices", "2"),
