@@ -140,24 +140,30 @@ def stream(
         generator.seed()
     else:
         generator.manual_seed(config.seed)
-    cache = KVCache(limit) if use_cache else None
     rows = (lengths < limit).nonzero().squeeze(1)  # (R,): the texts that go on
     texts, lengths = ids[rows], lengths[rows]
-    unseen, last = texts, lengths - 1  # what the model is still to see, and which of it is each text's last character
+    # The longest prompt, and behind it what the shortest one still needs.
+    cache = KVCache(int(lengths.max()) + limit - int(lengths.min())) if use_cache and rows.numel() else None
+    new = None  # (R,): the characters that the cache has not seen
     with evaluating(model):
         while rows.numel():
-            # The padding is on the right, where no character before it looks.
-            logits = model(unseen[:, : int(last.max()) + 1], cache)[torch.arange(len(rows)), last]  # (R, V)
-            new = _choose(logits, config, generator)  # (R,)
-            yield Step(rows, new, logits)
-            going = (lengths + 1 < limit) & (new != (-1 if end is None else end))
-            if cache:
-                cache.keep(going, lengths)
-                unseen, last = new[going].unsqueeze(1), torch.zeros_like(lengths[going])
+            if cache and new is not None:
+                logits = model(new.unsqueeze(1), cache)[:, 0]  # (R, V)
             else:
-                texts = F.pad(texts, (0, 1)).scatter(1, lengths.unsqueeze(1), new.unsqueeze(1))[going]
-                unseen, last = texts, lengths[going]
-            rows, lengths = rows[going], lengths[going] + 1
+                # The padding is on the right, where no character before it looks.
+                logits = model(texts[:, : int(lengths.max())], cache)[torch.arange(len(rows)), lengths - 1]
+                if cache:
+                    cache.mask_padding(lengths)
+            new = _choose(logits, config, generator)
+            yield Step(rows, new, logits)
+            if not cache:
+                texts = F.pad(texts, (0, 1)).scatter(1, lengths.unsqueeze(1), new.unsqueeze(1))
+            lengths = lengths + 1
+            going = lengths < limit if end is None else (lengths < limit) & (new != end)
+            if not going.all():
+                rows, texts, lengths, new = rows[going], texts[going], lengths[going], new[going]
+                if cache:
+                    cache.keep(going)
 
 
 def generate(

@@ -75,10 +75,11 @@ class GPTConfig:
 class KVCache:
     """The keys and values of the positions seen so far, so that a new one need not compute them again.
 
-    Slot ``i`` of a row belongs to its position ``i``, however long the other rows are.
+    Every call takes the next slots, the same ones in all rows. Where a row is shorter than others, the slots that
+    hold its padding are masked.
 
     Args:
-        max_length: Room for so many positions.
+        max_length: Room for so many slots.
 
     Attributes:
         lengths: How many positions of each row are seen, ``(B,)``; none before the first ones.
@@ -87,40 +88,47 @@ class KVCache:
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.lengths: Tensor | None = None
+        self._filled = 0
+        self._mask: Tensor | None = None  # which slots count, (B, 1, 1, max_length); null where all do
         self._keys = self._values = torch.empty(0)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Append ``(B, H, T, C/H)`` keys and values.
 
         Returns:
-            Those of all positions, ``(B, H, S, C/H)``, and which of them each row has, ``(B, 1, 1, S)``; null
+            Those of all slots so far, ``(B, H, S, C/H)``, and which of them each row has, ``(B, 1, 1, S)``; null
             where all rows have all.
         """
         B, H, T, D = k.shape
         if self.lengths is None:
             self.lengths = torch.zeros(B, dtype=torch.long, device=k.device)
-            # Zeros, since what is masked is multiplied by 0, which makes no 0 of what might lie in empty memory.
-            self._keys, self._values = k.new_zeros(B, H, self.max_length, D), v.new_zeros(B, H, self.max_length, D)
-        rows, slots = torch.arange(B).unsqueeze(1), self.lengths.unsqueeze(1) + torch.arange(T, device=k.device)
-        self._keys[rows, :, slots] = k.transpose(1, 2)  # (B, T, H, C/H)
-        self._values[rows, :, slots] = v.transpose(1, 2)
-        self.lengths = self.lengths + T
-        S = int(self.lengths.max())
-        mask = None
-        if T == 1 and int(self.lengths.min()) < S:
-            mask = (torch.arange(S, device=k.device) < self.lengths.unsqueeze(1)).view(B, 1, 1, S)
-        return self._keys[:, :, :S], self._values[:, :, :S], mask
+            self._keys, self._values = k.new_empty(B, H, self.max_length, D), v.new_empty(B, H, self.max_length, D)
+        S = self._filled + T
+        self._keys[:, :, self._filled : S], self._values[:, :, self._filled : S] = k, v
+        self.lengths, self._filled = self.lengths + T, S
+        return self._keys[:, :, :S], self._values[:, :, :S], None if self._mask is None else self._mask[..., :S]
 
-    def keep(self, rows: Tensor, lengths: Tensor) -> None:
-        """Go on with some rows and the beginning of each: the padding behind it is forgotten.
+    def mask_padding(self, lengths: Tensor) -> None:
+        """Forget the padding on the right of what was seen: only the beginning of each row counts.
 
         Args:
-            rows: Which rows stay, truth values, ``(B,)``.
-            lengths: How many positions of each row stay, ``(B,)``.
+            lengths: How many positions of each row those are, ``(B,)``.
         """
-        self.lengths = lengths[rows]
-        if not rows.all():
-            self._keys, self._values = self._keys[rows], self._values[rows]
+        self.lengths = lengths
+        if (lengths < self._filled).any():
+            slots = torch.arange(self.max_length, device=lengths.device)
+            self._mask = ((slots < lengths.unsqueeze(1)) | (slots >= self._filled)).view(-1, 1, 1, self.max_length)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows.
+
+        Args:
+            rows: Which ones, truth values, ``(B,)``.
+        """
+        if self.lengths is not None:
+            self.lengths, self._keys, self._values = self.lengths[rows], self._keys[rows], self._values[rows]
+        if self._mask is not None:
+            self._mask = self._mask[rows]
 
 
 class CausalSelfAttention(nn.Module):
@@ -257,12 +265,12 @@ class TinyGPT(nn.Module):
 
     def _embed(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         T = ids.size(-1)
-        positions = torch.arange(T, device=ids.device)  # (T,)
+        positions, last = torch.arange(T, device=ids.device), T - 1  # (T,)
         if cache and cache.lengths is not None:
+            positions, last = cache.lengths.unsqueeze(1), int(cache.lengths.max())  # (B, 1)
             if T > 1:
-                raise ValueError(f"expected one new position after the {int(cache.lengths.max())} cached ones, got {T}")
-            positions = cache.lengths.unsqueeze(1)  # (B, 1)
-        if not T or (last := int(positions.max())) >= self.config.n_positions:
+                raise ValueError(f"expected one new position after the {last} cached ones, got {T}")
+        if not T or last >= self.config.n_positions:
             raise ValueError(
                 f"expected a sequence of 1 to n_positions={self.config.n_positions} characters, got "
                 f"{last + 1 if T else 0}"
