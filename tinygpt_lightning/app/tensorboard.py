@@ -13,7 +13,6 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from tinygpt_lightning.app.attention_picture import LONGEST, tile_heads
@@ -140,12 +139,11 @@ class TensorBoardReport(Callback):
         trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
 
 
-def _png(picture: Tensor) -> Summary.Image:
-    """A picture of bytes, ``(3, height, width)``, as TensorBoard keeps it."""
+def _png(picture: Image.Image) -> Summary.Image:
+    """A picture as TensorBoard keeps it."""
     file = BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
-    _, height, width = picture.shape
-    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+    picture.save(file, "PNG")
+    return Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=file.getvalue())
 
 
 def _error_rate(trainer: Trainer) -> float:
