@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from tinygpt_lightning.app.commands import COMMANDS, PROGRAM, Command
@@ -55,14 +57,28 @@ def usage() -> str:
 
 def _loaded(command: Command) -> Callable[[Sequence[str]], None]:
     """The function behind a command, with the libraries that this one needs."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # they take seconds: Ctrl-C ends that without a traceback
-    try:
+    with _loading(new=command.module not in sys.modules):
         function: Callable[[Sequence[str]], None] = getattr(import_module(command.module), command.function)
-    finally:
-        signal.signal(signal.SIGINT, before)
     for name in ("lightning.pytorch", "lightning.fabric"):  # after their import, which sets another level
         logging.getLogger(name).setLevel(logging.WARNING)
     return function
+
+
+@contextmanager
+def _loading(*, new: bool) -> Iterator[None]:
+    """While libraries are loaded, which takes seconds."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends that without a traceback
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if collects:
+            gc.enable()
+    if new:
+        # They stay until the end: to look for garbage among their million objects, again and again, takes a second.
+        gc.freeze()
 
 
 def _prepare_streams() -> None:

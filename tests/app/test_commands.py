@@ -25,3 +25,17 @@ def test_the_list_of_commands_loads_none_of_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_what_a_command_loads_is_left_out_of_garbage_collection_and_nothing_else_is() -> None:
+    program = (
+        "import gc\nfrom tinygpt_lightning.cli import main\n"
+        "def helped(command):\n"
+        "    try:\n        main([command, '--help'])\n    except SystemExit:\n        return gc.get_freeze_count()\n"
+        "loaded = helped('chat')\n"
+        "assert loaded > 50_000 and gc.isenabled()\n"
+        "kept = [[i] for i in range(1000)]\n"
+        "assert helped('chat') <= loaded\n"
+        "gc.disable()\nhelped('export')\nassert not gc.isenabled()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
