@@ -125,8 +125,8 @@ class KVCache:
         Args:
             rows: Which ones, truth values, ``(B,)``.
         """
-        if self.lengths is not None:
-            self.lengths, self._keys, self._values = self.lengths[rows], self._keys[rows], self._values[rows]
+        assert self.lengths is not None  # noqa: S101  # there are rows
+        self.lengths, self._keys, self._values = self.lengths[rows], self._keys[rows], self._values[rows]
         if self._mask is not None:
             self._mask = self._mask[rows]
 
