@@ -96,21 +96,22 @@ def fit(setup: Setup, folder: Path, ckpt_path: Path | None = None) -> Path:
 @contextmanager
 def copied(folder: Path, copies: Path, every: int) -> Iterator[None]:
     """Copy ``folder`` as a process that is killed leaves it: while a checkpoint is written, and after it."""
-    replace, instants = os.replace, count(1)
+    replace, instants = Path.replace, count(1)
 
     def keep(file: Path, moment: str) -> None:
         if (instant := next(instants)) % every == 0:
             shutil.copytree(folder, copies / f"{instant:03}, {moment} {file.stem}")
 
-    def replace_and_keep(source: Path, target: Path) -> None:
+    def replace_and_keep(source: Path, target: Path) -> Path:
         if not target.stem[0].isdigit():  # of those that `Everywhere` leaves, that would be as after the one before
             keep(target, "within")
-        replace(source, target)
+        replaced = replace(source, target)
         keep(target, "after")
+        return replaced
 
     copies.mkdir()
     # A process that is killed takes nothing from the disk, so nobody need wait for it.
-    with mock.patch.object(os, "replace", replace_and_keep), mock.patch.object(os, "fsync"):
+    with mock.patch.object(Path, "replace", replace_and_keep), mock.patch.object(os, "fsync"):
         yield
 
 
