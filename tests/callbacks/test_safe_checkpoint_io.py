@@ -49,7 +49,7 @@ def test_a_setting_that_no_checkpoint_may_hold_is_told_when_the_fit_starts(
 
 def test_so_is_what_a_callback_keeps(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, Keeps(Colour.RED), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
-    with pytest.raises(MisconfigurationException, match=r"callbacks.Keeps.value: .*Colour"):
+    with pytest.raises(MisconfigurationException, match=r"callbacks.Keeps.value: .*Colour, which is read by running"):
         trainer.fit(Anyones())
 
 

@@ -120,4 +120,4 @@ def _reason_against(value: Any) -> str | None:
         return f"{type(value).__name__}, which cannot be written ({error})"
     file.seek(0)
     unsafe = get_unsafe_globals_in_checkpoint(file)
-    return unsafe[0] if unsafe else None
+    return f"{type(value).__name__}, which is read by running {', '.join(sorted(unsafe))}" if unsafe else None

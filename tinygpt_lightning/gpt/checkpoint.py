@@ -47,7 +47,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
         _write_archive(checkpoint, file)
         file.seek(0)
         if unsafe := get_unsafe_globals_in_checkpoint(file):
-            raise CheckpointError(path, f"not written, for {unsafe[0]} in it would be refused when it is read")
+            names = ", ".join(sorted(unsafe))
+            raise CheckpointError(path, f"not written, for {names} in it would be refused when it is read")
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
