@@ -21,7 +21,7 @@ from tinygpt_lightning.app.errors import UsageError
 from tinygpt_lightning.app.parser import Parser, shorten
 from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
 from tinygpt_lightning.data import QADataModule
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, without_weights
 from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
@@ -139,8 +139,7 @@ def n_parameters(config: GPTConfig) -> int:
     >>> n_parameters(GPTConfig())
     7928064
     """
-    with torch.device("meta"):
-        return sum(p.numel() for p in TinyGPT(config).parameters())
+    return sum(p.numel() for p in without_weights(config).parameters())
 
 
 class RecipeParser(Parser):
