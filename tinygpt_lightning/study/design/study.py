@@ -66,7 +66,16 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell in words."""
-        return self.control or ", ".join(f"{factor} {level}" for factor, level in self.levels.items()) or "base"
+        return self.control or in_words(self.levels) or "base"
+
+
+def in_words(levels: Mapping[str, str]) -> str:
+    """Levels as the report and the messages name them.
+
+    >>> in_words({"schedule": "2×30", "weights": "redrawn"})
+    'schedule 2×30, weights redrawn'
+    """
+    return ", ".join(f"{factor} {level}" for factor, level in levels.items())
 
 
 class Study:
@@ -136,5 +145,5 @@ def _cell(settings: Settings, levels: Mapping[str, str], control: str | None = N
     try:
         return Cell(levels, read_recipe(settings), control)
     except UsageError as error:
-        name = control or ", ".join(f"{factor} {level}" for factor, level in levels.items())
+        name = control or in_words(levels)
         raise UsageError(f"{name}: {error}" if name else str(error)) from None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from tinygpt_lightning.study.design.study import Cell, Factor
+from tinygpt_lightning.study.design.study import Cell, Factor, in_words
 from tinygpt_lightning.study.engine.outcome import Outcome
 from tinygpt_lightning.study.evidence.results import Results
 from tinygpt_lightning.study.evidence.statistics import (
@@ -195,6 +195,6 @@ def _rows_of(results: Results, factor: Factor) -> Iterator[tuple[str, dict[str, 
     for cell in results.study.cells:
         if factor.name in cell.levels:
             others = {name: level for name, level in cell.levels.items() if name != factor.name}
-            words = ", ".join(f"{name} {level}" for name, level in others.items()) or "all runs"
+            words = in_words(others) or "all runs"
             found.setdefault(words, {})[cell.levels[factor.name]] = cell
     yield from ((words, cells) for words, cells in found.items() if len(cells) > 1)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tinygpt_lightning.study.design.study import Cell, Factor, Study
+from tinygpt_lightning.study.design.study import Cell, Factor, Study, in_words
 from tinygpt_lightning.study.engine.outcome import as_trained
 from tinygpt_lightning.study.evidence.results import Results
 from tinygpt_lightning.study.evidence.statistics import clopper_pearson
@@ -62,7 +62,7 @@ def _number(cell: Cell, factors: list[Factor]) -> int:
 
 
 def _words(cell: Cell, factors: list[Factor]) -> str:
-    return ", ".join(f"{factor.name} {cell.levels[factor.name]}" for factor in factors if factor.name in cell.levels)
+    return in_words({factor.name: cell.levels[factor.name] for factor in factors if factor.name in cell.levels})
 
 
 def exactness_figure(results: Results) -> Figure:
