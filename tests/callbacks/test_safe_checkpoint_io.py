@@ -47,9 +47,10 @@ def test_a_setting_that_no_checkpoint_may_hold_is_told_when_the_fit_starts(
     assert not list(tmp_path.iterdir())
 
 
-def test_so_is_what_a_callback_keeps(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, Keeps(Colour.RED), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
-    with pytest.raises(MisconfigurationException, match=r"callbacks.Keeps.value: .*Colour, which is read by running"):
+@pytest.mark.parametrize(("value", "kind"), [(Colour.RED, "Colour"), (np.zeros(2), "ndarray")])
+def test_so_is_what_a_callback_keeps(tmp_path: Path, value: object, kind: str) -> None:
+    trainer = quiet_trainer(tmp_path, Keeps(value), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
+    with pytest.raises(MisconfigurationException, match=rf"Keeps.value: .*got {kind}, which is read by running \S+"):
         trainer.fit(Anyones())
 
 
