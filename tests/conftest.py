@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from lightning.pytorch import Trainer
 
-from tinygpt_lightning.cli import main
+from tinygpt_lightning.commands.main import main
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 SMALL = """

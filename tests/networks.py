@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from tinygpt_lightning.gpt.batches import PairEncoder
+from tinygpt_lightning.data.batches import PairEncoder
+from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.gpt.pairs import QAPair
-from tinygpt_lightning.gpt.taught import Taught
-from tinygpt_lightning.gpt.template import Template
-from tinygpt_lightning.gpt.trained import TrainedGPT
+from tinygpt_lightning.trained import TrainedGPT
 
 TEMPLATE = Template()
 PAIRS = (

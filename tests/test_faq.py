@@ -10,7 +10,7 @@ import yaml
 from conftest import Command
 
 from tinygpt_lightning import load
-from tinygpt_lightning.data import QADataModule
+from tinygpt_lightning.data.data_module import QADataModule
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = yaml.safe_load((ROOT / "configs/faq.yaml").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from conftest import quiet_trainer
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from tinygpt_lightning.data import QADataModule
+from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.module import TinyGPTModule
 

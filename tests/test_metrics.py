@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.text.helper import _edit_distance
 from torchmetrics.text import CharErrorRate, Perplexity
 
-from tinygpt_lightning.gpt.batches import IGNORED, exact_rows
+from tinygpt_lightning.data.batches import IGNORED, exact_rows
 from tinygpt_lightning.metrics import PairMetrics, edit_distances
 
 ids = st.integers(0, 2)

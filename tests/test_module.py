@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.callbacks.stages import Stage
-from tinygpt_lightning.data import QADataModule, QAPair
+from tinygpt_lightning.data.data_module import QADataModule, QAPair
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig

@@ -15,8 +15,8 @@ import yaml
 from conftest import Command
 
 from tinygpt_lightning import read_checkpoint
-from tinygpt_lightning.app import exchange
-from tinygpt_lightning.app.chat import command as chat_command
+from tinygpt_lightning.commands import exchange
+from tinygpt_lightning.commands.chat import command as chat_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
     from tinygpt_lightning.callbacks.stages import Stage
     from tinygpt_lightning.callbacks.until import Until
-    from tinygpt_lightning.data import QADataModule
+    from tinygpt_lightning.data.data_module import QADataModule
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
     from tinygpt_lightning.gpt.generation import GenerationConfig, generate
     from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
     from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-    from tinygpt_lightning.gpt.trained import TrainedGPT, load
     from tinygpt_lightning.module import TinyGPTModule
+    from tinygpt_lightning.trained import TrainedGPT, load
 
 __all__ = [
     "CharTokenizer",
@@ -42,16 +42,16 @@ _MODULES = {
     "ExactResume": "callbacks.exact_resume",
     "GPTConfig": "gpt.model",
     "GenerationConfig": "gpt.generation",
-    "QADataModule": "data",
+    "QADataModule": "data.data_module",
     "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
     "Stage": "callbacks.stages",
     "StagedTraining": "callbacks.staged_training",
     "TinyGPT": "gpt.model",
     "TinyGPTModule": "module",
-    "TrainedGPT": "gpt.trained",
+    "TrainedGPT": "trained",
     "Until": "callbacks.until",
     "generate": "gpt.generation",
-    "load": "gpt.trained",
+    "load": "trained",
     "read_checkpoint": "gpt.checkpoint",
 }
 

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from tinygpt_lightning.gpt.batches import IGNORED
+from tinygpt_lightning.data.batches import IGNORED
 
 
 class PairMetrics(Metric):

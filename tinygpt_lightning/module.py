@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from tinygpt_lightning.gpt.batches import IGNORED, Batch, PairEncoder, exact_rows
+from tinygpt_lightning.data.batches import IGNORED, Batch, PairEncoder, exact_rows
+from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.gpt.pairs import QAPair
-from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.gpt.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
 from tinygpt_lightning.metrics import PairMetrics
+from tinygpt_lightning.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from beside import Row, seconds, spread
 from torch.nn import functional as F
 
-from tinygpt_lightning.cli import main
+from tinygpt_lightning.commands.main import main
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 STAGED = Path(__file__).resolve().parents[2] / "configs/staged.yaml"

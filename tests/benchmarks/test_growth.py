@@ -23,9 +23,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import AdamW
 
 from tinygpt_lightning import load
-from tinygpt_lightning.cli import main
-from tinygpt_lightning.data import QADataModule
-from tinygpt_lightning.gpt.batches import PairEncoder
+from tinygpt_lightning.commands.main import main
+from tinygpt_lightning.data.batches import PairEncoder
+from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.module import next_token_loss
 

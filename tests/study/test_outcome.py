@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from tinygpt_lightning.gpt.trained import TrainedGPT
 from tinygpt_lightning.study.engine.ensemble import Ensemble
 from tinygpt_lightning.study.engine.outcome import as_trained, kept_epochs, number
+from tinygpt_lightning.trained import TrainedGPT
 
 from .test_sharing import outcomes
 from .tiny import RESET, RUN, TEXT, TWO_STAGES, cell_of, tiny_study

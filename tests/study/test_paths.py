@@ -1,6 +1,6 @@
 import pytest
 
-from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.study.design.paths import change, first_difference
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tinygpt_lightning.original.vocabulary import renumber
+from tinygpt_lightning.original import renumber
 from tinygpt_lightning.study.command import parse, study
 from tinygpt_lightning.study.engine.outcome import as_trained
 from tinygpt_lightning.study.evidence.findings import factor_contrasts

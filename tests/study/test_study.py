@@ -2,10 +2,10 @@ import pytest
 import torch
 from conftest import SENTENCE
 
-from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.original.vocabulary import renumber
+from tinygpt_lightning.original import renumber
 from tinygpt_lightning.study.design.plan import FabricSettings, Plan
 from tinygpt_lightning.study.design.recipe import n_parameters, read_recipe
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tinygpt_lightning.cli import main as program
+from tinygpt_lightning.commands.main import main as program
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study.command import parse
 from tinygpt_lightning.study.engine.ensemble import Ensemble

@@ -12,7 +12,7 @@ from tinygpt_lightning.exchange.config_json import CONFIG, config_json, generati
 from tinygpt_lightning.exchange.tokenizer_json import TOKENIZER, read_vocab, tokenizer_config_json, tokenizer_json
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import write_whole
-from tinygpt_lightning.gpt.trained import TrainedGPT, network_of, state_of
+from tinygpt_lightning.trained import TrainedGPT, network_of, state_of
 
 WEIGHTS = "model.safetensors"
 FILES = {CONFIG, WEIGHTS, TOKENIZER, "tokenizer_config.json", "generation_config.json"}

@@ -14,8 +14,8 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from tinygpt_lightning.app.errors import UsageError, say
-from tinygpt_lightning.app.progress import WorkProgress
+from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.study.design.plan import FabricSettings

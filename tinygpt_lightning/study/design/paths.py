@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.commands.errors import UsageError
 
 Settings = dict[str, Any]
 Patch = Mapping[str, Any]  # path of a setting to its value

@@ -17,15 +17,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tinygpt_lightning.app.errors import UsageError
-from tinygpt_lightning.app.parser import Parser, shorten
 from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
-from tinygpt_lightning.data import QADataModule
+from tinygpt_lightning.commands.errors import UsageError
+from tinygpt_lightning.commands.parser import Parser, shorten
+from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.data.text import Taught
 from tinygpt_lightning.gpt.model import GPTConfig, without_weights
-from tinygpt_lightning.gpt.taught import Taught
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.original.vocabulary import renumber
+from tinygpt_lightning.original import renumber
 
 SETTINGS = ("model", "data", "stages", "renumber")  # what makes a run; with them it can be made again
 # A stack of replicates is one set of parameters: only what goes number by number is one optimizer for each.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.gpt.batches import IGNORED, PairEncoder
+from tinygpt_lightning.data.batches import IGNORED, PairEncoder
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.study.design.recipe import Recipe
 from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters

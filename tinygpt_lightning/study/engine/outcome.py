@@ -13,9 +13,9 @@ from torchmetrics.functional.text import char_error_rate
 
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.gpt.trained import TrainedGPT
 from tinygpt_lightning.study.design.recipe import Recipe
 from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.trained import TrainedGPT
 
 Outcome = dict[str, Any]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinygpt_lightning.app.errors import UsageError
+from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.study.design.paths import Settings, first_difference
 from tinygpt_lightning.study.design.recipe import as_key, read_recipe

@@ -1,0 +1,199 @@
+"""A trained network in use; and files that say they hold one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tinygpt_lightning.data.text import QAPair, Taught
+from tinygpt_lightning.gpt.checkpoint import CheckpointError, write_checkpoint
+from tinygpt_lightning.gpt.generation import GenerationConfig, generate
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError
+from tinygpt_lightning.trained import TrainedGPT, describe, load, save
+
+SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
+CONFIG = GPTConfig(n_positions=64, n_embd=32, n_head=4)
+
+
+def checkpoint(model: TinyGPT, **changes: Any) -> dict[str, Any]:
+    """What a fit writes, as far as it is needed to use the model."""
+    return {
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": {f"model.{name}": weight for name, weight in model.state_dict().items()},
+        "tinygpt": describe(model.config, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()])),
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyGPT:
+    """A model that knows the sentence by heart."""
+    torch.manual_seed(0)
+    model = TinyGPT(replace(CONFIG, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
+    ids = torch.tensor([CharTokenizer.from_text(SENTENCE).encode(SENTENCE)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:]).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture
+def file(model: TinyGPT, tmp_path: Path) -> Path:
+    write_checkpoint(checkpoint(model), tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def test_a_file_or_the_folder_of_a_run_is_all_it_takes(file: Path) -> None:
+    for path in (file, str(file), file.parent):
+        trained = load(path)
+        assert trained.complete("Question: Xin chào") == SENTENCE
+        assert trained.answer("Xin chào") == "Công ty BICweb kính chào quý khách!"
+
+
+def test_it_is_ready_to_use_with_the_weights_of_the_file(file: Path, model: TinyGPT) -> None:
+    trained = load(file)
+    assert not trained.model.training
+    assert trained.model.config == model.config
+    assert all(weight.equal(model.state_dict()[name]) for name, weight in trained.model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trained.model.parameters())
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    model = TinyGPT(replace(CONFIG, tie_weights=True))
+    write_checkpoint(checkpoint(model), tmp_path / "tied.ckpt")
+    trained = load(tmp_path / "tied.ckpt")
+    assert trained.model.lm_head.weight is trained.model.wte.weight
+    assert trained.model.wte.weight.equal(model.wte.weight)
+
+
+def test_loading_and_talking_leave_the_global_random_state_alone(file: Path) -> None:
+    before = torch.get_rng_state()
+    trained = load(file)
+    trained.complete("Question", GenerationConfig(temperature=2.0))
+    trained.answer("Xin", GenerationConfig(temperature=2.0))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_completion_is_what_generate_gives(model: TinyGPT) -> None:
+    tokenizer = CharTokenizer.from_text(SENTENCE)
+    config = GenerationConfig(max_length=40, temperature=3.0, seed=4)
+    ids = generate(model, torch.tensor([tokenizer.encode("Xin")]), config)
+    assert TrainedGPT(model, tokenizer).complete("Xin", config) == tokenizer.decode(ids[0].tolist())
+
+
+def test_the_prompt_comes_back_composed(file: Path) -> None:
+    assert load(file).complete("Question: Xin cha\u0300o") == SENTENCE
+
+
+def test_what_cannot_be_asked_is_refused(file: Path) -> None:
+    trained = load(file)
+    with pytest.raises(UnknownCharacterError, match="'Z'"):
+        trained.answer("Z")
+    with pytest.raises(ValueError, match="prompt: expected at least one character"):
+        trained.complete("")
+    with pytest.raises(ValueError, match="max_length"):
+        trained.answer("Xin" * 30)
+
+
+# Files with a valid digest and nonsense in them
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {"tinygpt": {**described(), "config": {**asdict(CONFIG), **changes}}}
+
+
+def described() -> dict[str, Any]:
+    return describe(CONFIG, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()]))
+
+
+def weights(**changes: Tensor) -> dict[str, Any]:
+    state = {f"model.{name}": weight for name, weight in TinyGPT(CONFIG).state_dict().items()}
+    return {"state_dict": {**state, **changes}}
+
+
+NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+    "no entry": ({"tinygpt": None}, "is of another model: it has no entry 'tinygpt'"),
+    "no mapping": ({"tinygpt": [1]}, "expected entries in tinygpt, got list"),
+    "no vocabulary": ({"tinygpt": {**described(), "vocab": None}}, "expected an object from symbol to id"),
+    "a vocabulary of another size": (
+        {"tinygpt": {**described(), "vocab": CharTokenizer.from_text("abc").vocab}},
+        "expected a vocabulary of 34 symbols, got 5",
+    ),
+    "no template": ({"tinygpt": {**described(), "template": "hello"}}, "template: expected {question}"),
+    "no list of questions": (
+        {"tinygpt": {**described(), "questions": "Xin chào"}},
+        "expected a list of texts as questions, got 'Xin chào'",
+    ),
+    "an answer that is no text": (
+        {"tinygpt": {**described(), "answers": [1]}},
+        "expected a list of texts as answers, got [1]",
+    ),
+    "an empty question": (
+        {"tinygpt": {**described(), "questions": [""]}},
+        "expected a list of texts as questions, got ['']",
+    ),
+    "a question without an answer": (
+        {"tinygpt": {**described(), "answers": []}},
+        "expected 1 answers, one to each question, got 0",
+    ),
+    "no length": ({"tinygpt": {**described(), "max_length": 0}}, "max_length: expected 1 or more, or none, got 0"),
+    "a length as truth": (
+        {"tinygpt": {**described(), "max_length": True}},
+        "max_length: expected 1 or more, or none, got True",
+    ),
+    "an unknown entry": ({"tinygpt": {**described(), "x": 1}}, "its tinygpt has an unknown entry 'x'"),
+    "a missing entry": ({"tinygpt": {"vocab": {}}}, "its tinygpt lacks 'config'"),
+    "an unknown size": (config(depth=2), "its tinygpt.config has an unknown entry 'depth'"),
+    "a width as text": (config(n_embd="32"), "expected int as config.n_embd, got '32'"),
+    "a width as a number with a point": (config(n_embd=32.0), "expected int as config.n_embd, got 32.0"),
+    "a truth as a number": (config(bias=1), "expected bool as config.bias, got 1"),
+    "no number": (config(embd_pdrop=None), "expected float as config.embd_pdrop, got None"),
+    "a width out of range": (config(n_embd=-4), "n_embd: expected 1 or more, got -4"),
+    "a width of 480 GB": (config(n_embd=200_000), "expected (34, 200000) as wte.weight, got (34, 32)"),
+    "a width that no machine counts to": (config(n_embd=4 * 10**20), "is of no model: "),
+    "no weights": ({"state_dict": None}, "expected entries in state_dict, got NoneType"),
+    "weights of something else": ({"state_dict": {"a": torch.ones(1)}}, "its state_dict lacks 'model.wte.weight'"),
+    "a weight too many": (weights(extra=torch.ones(1)), "its state_dict has an unknown entry 'extra'"),
+    "a weight of another shape": (
+        weights(**{"model.ln_f.bias": torch.ones(3)}),
+        "expected (32,) as ln_f.bias, got (3,) of torch.float32",
+    ),
+    "a weight of whole numbers": (
+        weights(**{"model.ln_f.bias": torch.ones(32, dtype=torch.long)}),
+        "expected (32,) as ln_f.bias, got (32,) of torch.int64",
+    ),
+    "a weight that is none": (weights(**{"model.ln_f.bias": "?"}), "expected (32,) as ln_f.bias, got '?'"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_in_a_line_that_names_it(tmp_path: Path, name: str) -> None:
+    changes, reason = NONSENSE[name]
+    path = tmp_path / "nonsense.ckpt"
+    write_checkpoint(checkpoint(TinyGPT(CONFIG), **changes), path)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: is of ")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError):
+        load(tmp_path)  # a folder without a run
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": True}, {"bias": False, "initializer_range": 0.1}], ids=str)
+def test_what_is_saved_is_loaded_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    network = TrainedGPT(TinyGPT(replace(CONFIG, **changes)), CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()]))
+    save(network, tmp_path / "a.ckpt")
+    back = load(tmp_path / "a.ckpt")
+    assert (back.model.config, back.tokenizer.vocab, back.taught) == (
+        network.model.config, network.tokenizer.vocab, network.taught,
+    )  # fmt: skip
+    assert all(weight.equal(network.model.state_dict()[name]) for name, weight in back.model.state_dict().items())

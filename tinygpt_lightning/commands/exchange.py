@@ -1,0 +1,95 @@
+"""``export`` and ``import``: trained networks in the files of others, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinygpt_lightning.commands.arguments import Arguments
+from tinygpt_lightning.commands.errors import UsageError, need
+from tinygpt_lightning.exchange.config_json import CONFIG
+from tinygpt_lightning.exchange.hugging_face import FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.gpt.files import whole_folder
+from tinygpt_lightning.original import VOCABULARY, WEIGHTS, read_original
+from tinygpt_lightning.trained import TrainedGPT, load, save
+
+LIBRARIES = ("safetensors", "tokenizers")
+INSTALL = "pip install 'tinygpt_lightning[export]'"
+
+
+def export_parser() -> Arguments:
+    """The options of ``export``."""
+    options = Arguments("export")
+    options.add_argument("--ckpt_path", metavar="FILE", required=True, help="Checkpoint to read, or a run's folder.")
+    options.add_argument(
+        "--output", metavar="FOLDER", type=Path, required=True, help="New folder; an earlier export is replaced."
+    )
+    return options
+
+
+def import_parser() -> Arguments:
+    """The options of ``import``."""
+    options = Arguments("import")
+    options.add_argument(
+        "--from",
+        dest="source",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help=f"Hugging Face's folder ({CONFIG} and its like) or the original's ({WEIGHTS} and {VOCABULARY}).",
+    )
+    options.add_argument("--output", metavar="FILE", type=Path, required=True, help="The checkpoint to write.")
+    return options
+
+
+def export(args: Sequence[str]) -> None:
+    """Write a network's folder, whole or not at all.
+
+    Args:
+        args: What was typed behind ``export``.
+
+    Raises:
+        UsageError: If Hugging Face's GPT-2 cannot be this network, or the folder is somebody else's.
+    """
+    options = export_parser().parse_args(args)
+    need("export", LIBRARIES, INSTALL)
+    folder = options.output.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {options.output}: expected a folder, got a file")
+    if folder.is_dir() and (others := sorted({path.name for path in folder.iterdir()} - FILES)):
+        raise UsageError(
+            f"--output {options.output}: expected a new folder or an earlier export, got one that holds {others[0]!r}"
+        )
+    network = load(options.ckpt_path)
+    with whole_folder(folder) as unfinished:
+        try:
+            write_hugging_face(network, unfinished)
+        except ValueError as error:
+            raise UsageError(f"{options.ckpt_path}: cannot be expressed: {error}") from None
+
+
+def import_(args: Sequence[str]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        args: What was typed behind ``import``.
+
+    Raises:
+        UsageError: If there is no network in the folder, or the output is no place for a file.
+    """
+    options = import_parser().parse_args(args)
+    output = options.output.resolve()
+    if output.exists() and not output.is_file():
+        raise UsageError(f"--output {options.output}: expected a file, got something else")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {options.output}: No such file or directory")
+    save(_read(options.source), output)
+
+
+def _read(folder: Path) -> TrainedGPT:
+    if (folder / CONFIG).exists():
+        need("import", LIBRARIES, INSTALL)
+        return read_hugging_face(folder)
+    if (folder / WEIGHTS).exists():
+        return read_original(folder)
+    raise UsageError(f"--from {folder}: expected a folder with {CONFIG}, or with {WEIGHTS}, found neither")

@@ -1,0 +1,242 @@
+"""A trained network in use: what a checkpoint means, and the texts and answers that come from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tinygpt_lightning.data.batches import PairEncoder, exact_rows
+from tinygpt_lightning.data.text import QAPair, Taught, Template
+from tinygpt_lightning.gpt.checkpoint import VERSION, CheckpointError, read_checkpoint, write_checkpoint
+from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, generate
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating, without_weights
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
+
+LAST = "last.ckpt"  # the newest checkpoint in a run's folder
+CHECKPOINT_KEY = "tinygpt"
+BATCH_SIZE = 64  # pairs that are looked at together
+_MODEL = "model."  # what Lightning puts before the weights' names: the model is an attribute of a module
+
+
+class TrainedGPT:
+    """A model together with what is needed to talk to it.
+
+    Args:
+        model: The model.
+        tokenizer: The vocabulary that its weights know.
+        taught: What it was taught.
+    """
+
+    def __init__(self, model: TinyGPT, tokenizer: CharTokenizer, taught: Taught = Taught()) -> None:  # noqa: B008
+        self.model = model
+        self.tokenizer = tokenizer
+        self.taught = taught
+
+    def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
+        """Continue ``prompt``.
+
+        Args:
+            prompt: Any text of known characters.
+            generation: How; greedy by default, and as far as the text's end.
+
+        Returns:
+            The prompt in Unicode's composed form, and its continuation.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character.
+            ValueError: If the prompt is empty or too long.
+        """
+        return self.complete_all([prompt], generation)[0]
+
+    def answer(self, question: str, generation: GenerationConfig | None = None) -> str:
+        """Answer ``question``: the answer alone, without the template around it.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character.
+            ValueError: If the question is too long.
+        """
+        return self.answer_all([question], generation)[0]
+
+    def complete_all(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Continue several prompts at once; each becomes what it becomes alone."""
+        return ["".join(parts) for parts in self._continue(prompts, generation)]
+
+    def answer_all(self, questions: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Answer several questions at once."""
+        prompts = [self.taught.template.prompt(question) for question in questions]
+        return [self.taught.template.answer(continuation) for _, continuation in self._continue(prompts, generation)]
+
+    def encode_prompt(
+        self, prompt: str, generation: GenerationConfig | None = None
+    ) -> tuple[list[int], GenerationConfig]:
+        """The ids of ``prompt``, and how it is continued once it is known where a text ends.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character.
+            ValueError: If the prompt is empty or too long.
+        """
+        generation = generation or GenerationConfig()
+        if generation.max_length is None:
+            generation = dataclasses.replace(generation, max_length=self.taught.max_length)
+        ids = self.tokenizer.encode(prompt)
+        check_lengths(len(ids), generation, self.model.config.n_positions)
+        return ids, generation
+
+    def knows(self, pairs: Sequence[QAPair]) -> list[bool]:
+        """Which of ``pairs`` it would give back whole, found without generating anything."""
+        encode, device = PairEncoder(self.tokenizer, self.taught), self.model.wte.weight.device
+        known: list[bool] = []
+        with evaluating(self.model), torch.inference_mode():
+            for i in range(0, len(pairs), BATCH_SIZE):
+                batch = encode(pairs[i : i + BATCH_SIZE]).to(device)
+                known += exact_rows(self.model(batch.inputs).argmax(dim=-1), batch.answers).tolist()
+        return known
+
+    def _continue(self, prompts: Sequence[str], generation: GenerationConfig | None) -> list[tuple[str, str]]:
+        encoded = [self.encode_prompt(prompt, generation) for prompt in prompts]
+        lengths = torch.tensor([len(ids) for ids, _ in encoded])
+        ids = pad_sequence([torch.tensor(ids) for ids, _ in encoded], batch_first=True)
+        device = self.model.wte.weight.device
+        texts = generate(
+            self.model, ids.to(device), encoded[0][1], lengths=lengths.to(device), end=self.tokenizer.end
+        ).tolist()
+        decode = self.tokenizer.decode
+        return [(decode(text[:n]), decode(text[n:])) for text, n in zip(texts, lengths.tolist(), strict=True)]
+
+
+def load(path: str | os.PathLike[str]) -> TrainedGPT:
+    """Read a trained network, ready to use, onto the CPU; nothing in the file is executed.
+
+    Args:
+        path: A checkpoint, or the folder of a run.
+
+    Raises:
+        CheckpointError: If it is not a whole checkpoint of this project.
+    """
+    if Path(path).is_dir():
+        path = Path(path) / LAST
+    return network_of(read_checkpoint(path), path)
+
+
+def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> TrainedGPT:
+    """The network that a checkpoint holds, ready to use.
+
+    Raises:
+        CheckpointError: If it is none of this project; ``path`` is named.
+    """
+    config, tokenizer, taught = read_description(checkpoint, path)
+    weights = read_weights(checkpoint, config, path)
+    model = without_weights(config)
+    model.load_state_dict(weights, assign=True)
+    if config.tie_weights:
+        model.lm_head.weight = model.wte.weight
+    return TrainedGPT(model.eval(), tokenizer, taught)
+
+
+def save(network: TrainedGPT, path: str | os.PathLike[str]) -> None:
+    """Write a network as a checkpoint that `load` and the commands read.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    described = describe(network.model.config, network.tokenizer, network.taught)
+    write_checkpoint({VERSION: version("lightning"), **state_of(network.model.state_dict(), described)}, path)
+
+
+def state_of(weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of a network, given its weights by the names in `TinyGPT`, and its description."""
+    return {"state_dict": {_MODEL + name: weight for name, weight in weights.items()}, CHECKPOINT_KEY: described}
+
+
+def describe(config: GPTConfig, tokenizer: CharTokenizer, taught: Taught) -> dict[str, Any]:
+    """What a checkpoint holds under `CHECKPOINT_KEY`, so that its weights can be used."""
+    return {
+        "config": dataclasses.asdict(config),
+        "vocab": tokenizer.vocab,
+        "template": taught.template.pattern,
+        # Two lists of texts: of ten thousand pairs, reading a list of pairs takes four times as long.
+        "questions": [pair.question for pair in taught.pairs],
+        "answers": [pair.answer for pair in taught.pairs],
+        "max_length": taught.max_length,
+    }
+
+
+def read_description(
+    checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
+) -> tuple[GPTConfig, CharTokenizer, Taught]:
+    """Size, vocabulary and what was taught of the model in a checkpoint, whatever somebody may have put there.
+
+    Raises:
+        CheckpointError: If it is none that `describe` has made; ``path`` is named.
+    """
+    described = checkpoint.get(CHECKPOINT_KEY)
+    if described is None:
+        raise CheckpointError(path, f"is of another model: it has no entry {CHECKPOINT_KEY!r}")
+    _check_names(described, ("config", "vocab", "template", "questions", "answers", "max_length"), CHECKPOINT_KEY, path)
+    types = get_type_hints(GPTConfig)
+    _check_names(described["config"], types, f"{CHECKPOINT_KEY}.config", path)
+    for name, value in described["config"].items():
+        expected = get_args(types[name]) or (types[name],)
+        if type(value) not in expected and not (type(value) is int and float in expected):
+            names = " or ".join(kind.__name__ for kind in expected)
+            raise CheckpointError(path, f"is of no model: expected {names} as config.{name}, got {value!r}")
+    try:
+        config, tokenizer = GPTConfig(**described["config"]), CharTokenizer(described["vocab"])
+        taught = _read_taught(described)
+    except ValueError as error:
+        raise CheckpointError(path, f"is of no model: {error}") from error
+    if config.vocab_size != len(tokenizer):
+        raise CheckpointError(
+            path, f"is of no model: expected a vocabulary of {config.vocab_size} symbols, got {len(tokenizer)}"
+        )
+    return config, tokenizer, taught
+
+
+def _read_taught(described: Mapping[str, Any]) -> Taught:
+    questions, answers, max_length = (described[name] for name in ("questions", "answers", "max_length"))
+    for name, texts in (("questions", questions), ("answers", answers)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"expected a list of texts as {name}, got {texts!r:.60}")
+    if len(questions) != len(answers):
+        raise ValueError(f"expected {len(questions)} answers, one to each question, got {len(answers)}")
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise ValueError(f"max_length: expected 1 or more, or none, got {max_length!r:.60}")
+    pairs = tuple(map(QAPair, questions, answers))
+    return Taught(pairs, Template(str(described["template"])), max_length)
+
+
+def read_weights(checkpoint: Mapping[str, Any], config: GPTConfig, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by the names that they have in `TinyGPT`.
+
+    Raises:
+        CheckpointError: If they are not those of a model of this size; ``path`` is named.
+    """
+    try:
+        expected = without_weights(config).state_dict()  # a file may ask for any size
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(path, f"is of no model: {str(error).splitlines()[0]}") from error
+    weights = checkpoint.get("state_dict")
+    _check_names(weights, [_MODEL + name for name in expected], "state_dict", path)
+    assert isinstance(weights, dict)  # noqa: S101
+    for name, weight in expected.items():
+        got = weights[_MODEL + name]
+        if not isinstance(got, Tensor) or not got.is_floating_point() or got.shape != weight.shape:
+            shape = f"{tuple(got.shape)} of {got.dtype}" if isinstance(got, Tensor) else repr(got)
+            raise CheckpointError(path, f"is of no model: expected {tuple(weight.shape)} as {name}, got {shape:.60}")
+    return {name: weights[_MODEL + name] for name in expected}
+
+
+def _check_names(found: object, expected: Any, where: str, path: str | os.PathLike[str]) -> None:
+    if not isinstance(found, Mapping):
+        raise CheckpointError(path, f"is of no model: expected entries in {where}, got {type(found).__name__}")
+    for name in [*(name for name in expected if name not in found), *(name for name in found if name not in expected)]:
+        problem = "lacks" if name in expected else "has an unknown entry"
+        raise CheckpointError(path, f"is of another version: its {where} {problem} {name!r:.60}")
