@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.reset import Reset
-from tinygpt_lightning.study.report.claims.riddle import Riddle, same_vocabulary, verdicts
-from tinygpt_lightning.study.report.markdown import spread
-from tinygpt_lightning.study.report.report import cell_table, title
+from tinygpt_lightning.study.claims import Claims
+from tinygpt_lightning.study.claims_reset import Reset
+from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary, verdicts
+from tinygpt_lightning.study.markdown import spread
+from tinygpt_lightning.study.report import cell_table, title
 
 from .tiny import RESET, TEXT, TWO_STAGES, outcome, results_of, schedule, tiny_study
 

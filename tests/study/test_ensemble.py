@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters
-from tinygpt_lightning.study.engine.stacked import stacked_logits
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.noise import DropoutNoise, draw_parameters
+from tinygpt_lightning.study.recipe import read_recipe
+from tinygpt_lightning.study.stacked import stacked_logits
 
 CPU = torch.device("cpu")
 SIZE = {"n_positions": 32, "n_embd": 8, "n_head": 2}

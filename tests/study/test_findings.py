@@ -2,9 +2,9 @@
 
 import pytest
 
-from tinygpt_lightning.study.evidence.findings import corrected, effects, factor_contrasts
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.rows import Common, Row
+from tinygpt_lightning.study.findings import corrected, effects, factor_contrasts
+from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.rows import Common, Row
 
 from .tiny import RIDDLE, cell_of, outcome, results_of, schedule, tiny_study
 

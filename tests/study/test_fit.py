@@ -7,8 +7,8 @@ from conftest import Command
 
 from tinygpt_lightning import load
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import read_recipe
 
 SIZE = {"n_embd": 32, "n_head": 2, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 ADAMW = {"class_path": "AdamW", "init_args": {"lr": 1e-3}}

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.design.recipe import n_parameters, read_recipe
-from tinygpt_lightning.study.report.claims.frontier import RECORDS, Frontier
-from tinygpt_lightning.study.report.claims.proof import MOST_WITHOUT_BIAS, kinds_below, least, proof, smallest_possible
-from tinygpt_lightning.study.report.report import title
+from tinygpt_lightning.study.claims_frontier import RECORDS, Frontier
+from tinygpt_lightning.study.proof import MOST_WITHOUT_BIAS, kinds_below, least, proof, smallest_possible
+from tinygpt_lightning.study.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.report import title
 from tinygpt_lightning.trained import TrainedGPT
 
 from .test_claims import paragraph

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.outcome import as_trained, kept_epochs, number
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.outcome import as_trained, kept_epochs, number
 from tinygpt_lightning.trained import TrainedGPT
 
 from .test_sharing import outcomes

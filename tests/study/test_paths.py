@@ -1,7 +1,7 @@
 import pytest
 
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.study.design.paths import change, first_difference
+from tinygpt_lightning.study.paths import change, first_difference
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from tinygpt_lightning.study.evidence.rows import Common, Row, RowsError, RowWriter, check_same_study, load, save
+from tinygpt_lightning.study.rows import Common, Row, RowsError, RowWriter, check_same_study, load, save
 
 from .tiny import RUN, schedule, tiny_study
 

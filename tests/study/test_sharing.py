@@ -2,9 +2,9 @@
 
 import torch
 
-from tinygpt_lightning.study.engine import sharing
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
+from tinygpt_lightning.study import chunks
+from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.ensemble import Ensemble
 
 from .tiny import RESET, TWO_STAGES, cell_of, schedule, tiny_study
 
@@ -80,14 +80,14 @@ def test_a_failed_cell_costs_no_other(monkeypatch):
 
 def test_a_reading_that_fails_costs_no_other(monkeypatch):
     study = tiny_study(factors=schedule("1×3", "1×5"))
-    read = sharing.outcomes
+    read = chunks.outcomes
 
     def fail_at_one(branch, recipe, points):
         if recipe.stages[0].epochs == 3:
             raise ValueError("cannot read")
         return read(branch, recipe, points)
 
-    monkeypatch.setattr(sharing, "outcomes", fail_at_one)
+    monkeypatch.setattr(chunks, "outcomes", fail_at_one)
     results, failures, _ = outcomes(study)
     assert {cell.name for cell, _, _ in failures} == {
         cell_of(study, vocabulary=vocabulary, schedule="1×3").name for vocabulary in ("stable", "resorted")

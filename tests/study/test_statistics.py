@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygpt_lightning.study.evidence.statistics import (
+from tinygpt_lightning.study.statistics import (
     clopper_pearson,
     cochran_q,
     friedman,

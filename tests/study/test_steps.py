@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
-from tinygpt_lightning.study.design.recipe import ADAMS_STATE
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import ADAMS_STATE
 
 from .test_ensemble import CPU, recipe, train
 

@@ -6,8 +6,8 @@ from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.study.design.plan import FabricSettings, Plan
-from tinygpt_lightning.study.design.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.plan import FabricSettings, Plan
+from tinygpt_lightning.study.recipe import n_parameters, read_recipe
 
 from .tiny import RESET, RUN, TEXT, TWO_STAGES, cell_of, schedule, tiny_study
 

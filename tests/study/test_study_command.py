@@ -12,7 +12,7 @@ import pytest
 from tinygpt_lightning.commands.main import main as program
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study.command import parse
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
 
 from .tiny import RIDDLE, ROOT, command, comparable, read_rows, run, schedule, tiny_study, write_config
 

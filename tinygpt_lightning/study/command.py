@@ -14,9 +14,9 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from tinygpt_lightning.commands.errors import UsageError, fail, need
 from tinygpt_lightning.commands.parser import trainers_mistakes
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
-from tinygpt_lightning.study.design.plan import FabricSettings, Plan
-from tinygpt_lightning.study.design.recipe import SETTINGS, RecipeParser
-from tinygpt_lightning.study.design.study import Study
+from tinygpt_lightning.study.design import Study
+from tinygpt_lightning.study.plan import FabricSettings, Plan
+from tinygpt_lightning.study.recipe import SETTINGS, RecipeParser
 
 
 def parse(args: Sequence[str]) -> tuple[Study, Path]:

@@ -18,13 +18,13 @@ from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.gpt.memory import keep_freed_memory
-from tinygpt_lightning.study.design.plan import FabricSettings
-from tinygpt_lightning.study.design.study import Cell, Study
-from tinygpt_lightning.study.engine.outcome import Outcome
-from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
-from tinygpt_lightning.study.evidence import rows
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.report.report import write_report
+from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.design import Cell, Study
+from tinygpt_lightning.study import rows
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.plan import FabricSettings
+from tinygpt_lightning.study.report import write_report
+from tinygpt_lightning.study.results import Results
 
 
 class Runner:

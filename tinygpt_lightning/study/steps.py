@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.study.design.recipe import Recipe
+from tinygpt_lightning.study.recipe import Recipe
 
 
 class Steps:

@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from typing_extensions import override
 
-from tinygpt_lightning.study.design.recipe import Recipe, n_parameters
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.evidence.statistics import clopper_pearson
-from tinygpt_lightning.study.report.claims.cipher import symbols
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.proof import proof, smallest_possible
-from tinygpt_lightning.study.report.figures import BLACK, GREY, RED
-from tinygpt_lightning.study.report.markdown import table
+from tinygpt_lightning.study.cipher import symbols
+from tinygpt_lightning.study.claims import Claims
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.figures import BLACK, GREY, RED
+from tinygpt_lightning.study.markdown import table
+from tinygpt_lightning.study.proof import proof, smallest_possible
+from tinygpt_lightning.study.recipe import Recipe, n_parameters
+from tinygpt_lightning.study.statistics import clopper_pearson
 
 OPEN = 0.01  # the share of seeds that "every seed" may leave open, at the 95 % interval's lower end
 

@@ -13,8 +13,8 @@ from torchmetrics.functional.text import char_error_rate
 
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.study.design.recipe import Recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.trained import TrainedGPT
 
 Outcome = dict[str, Any]

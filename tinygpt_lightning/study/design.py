@@ -9,9 +9,9 @@ from itertools import product
 from typing import Any
 
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.study.design.paths import Patch, Settings, change
-from tinygpt_lightning.study.design.plan import Plan
-from tinygpt_lightning.study.design.recipe import Recipe, as_key, read_recipe
+from tinygpt_lightning.study.paths import Patch, Settings, change
+from tinygpt_lightning.study.plan import Plan
+from tinygpt_lightning.study.recipe import Recipe, as_key, read_recipe
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tinygpt_lightning.study.design.study import Cell, Study
-from tinygpt_lightning.study.engine.outcome import Outcome
-from tinygpt_lightning.study.evidence.rows import Row
+from tinygpt_lightning.study.design import Cell, Study
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.rows import Row
 
 
 class Results:

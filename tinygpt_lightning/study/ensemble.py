@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tinygpt_lightning.data.batches import IGNORED, PairEncoder
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.design.recipe import Recipe
-from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters
-from tinygpt_lightning.study.engine.stacked import stacked_logits
-from tinygpt_lightning.study.engine.steps import Steps
+from tinygpt_lightning.study.noise import DropoutNoise, draw_parameters
+from tinygpt_lightning.study.recipe import Recipe
+from tinygpt_lightning.study.stacked import stacked_logits
+from tinygpt_lightning.study.steps import Steps
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tinygpt_lightning.gpt.tokenizer import PAD, UNK
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.engine.outcome import Outcome, as_trained
-from tinygpt_lightning.study.report.figures import GREY
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.figures import GREY
+from tinygpt_lightning.study.outcome import Outcome, as_trained
 
 COLUMNS = 32  # characters in a line of the picture
 GIVEN, RIGHT, WRONG = "#eeeeee", "#cfe8f7", "#f7cdb8"

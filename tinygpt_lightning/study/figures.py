@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tinygpt_lightning.study.design.study import Cell, Factor, Study, in_words
-from tinygpt_lightning.study.engine.outcome import as_trained
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.statistics import clopper_pearson
+from tinygpt_lightning.study.design import Cell, Factor, Study, in_words
+from tinygpt_lightning.study.outcome import as_trained
+from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.statistics import clopper_pearson
 
 # Okabe and Ito 2008: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")

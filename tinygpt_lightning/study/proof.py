@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import count, product
 
 from tinygpt_lightning.gpt.model import GPTConfig
-from tinygpt_lightning.study.design.recipe import Recipe, n_parameters
-from tinygpt_lightning.study.report.markdown import table
+from tinygpt_lightning.study.markdown import table
+from tinygpt_lightning.study.recipe import Recipe, n_parameters
 
 MOST_WITHOUT_BIAS = 3  # symbols that a network of width 2 without biases can ever say
 

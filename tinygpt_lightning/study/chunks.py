@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tinygpt_lightning.study.design.plan import Plan
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.outcome import Outcome, outcomes
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.outcome import Outcome, outcomes
+from tinygpt_lightning.study.plan import Plan
 
 
 def branches(cells: Sequence[Cell], stage: int, share: bool) -> list[list[Cell]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from typing_extensions import override
 
-from tinygpt_lightning.study.design.recipe import ADAMS_STATE
-from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.shares import CARRIES, Share, shares
-from tinygpt_lightning.study.report.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
-from tinygpt_lightning.study.report.markdown import listed, spread, table
+from tinygpt_lightning.study.claims import Claims
+from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
+from tinygpt_lightning.study.findings import SIGNIFICANCE
+from tinygpt_lightning.study.markdown import listed, spread, table
+from tinygpt_lightning.study.recipe import ADAMS_STATE
+from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.shares import CARRIES, Share, shares
 
 
 class Reset(Claims):

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
-from tinygpt_lightning.study.design.recipe import ADAMS_STATE
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.engine.outcome import Outcome
-from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.findings import SIGNIFICANCE
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.recipe import ADAMS_STATE
+from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
 
 CARRIES = 0.9  # the share of the reset's effect from which on something is said to carry it
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from tinygpt_lightning.study.evidence.findings import Contrast, corrected, effects, factor_contrasts
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.report.figures import CURVES, curve_figure, exactness_figure
-from tinygpt_lightning.study.report.markdown import listed
+from tinygpt_lightning.study.figures import CURVES, curve_figure, exactness_figure
+from tinygpt_lightning.study.findings import Contrast, corrected, effects, factor_contrasts
+from tinygpt_lightning.study.markdown import listed
+from tinygpt_lightning.study.results import Results
 
 
 class Claims:

@@ -17,10 +17,10 @@ from typing import Any
 
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.files import write_whole
-from tinygpt_lightning.study.design.paths import Settings, first_difference
-from tinygpt_lightning.study.design.recipe import as_key, read_recipe
-from tinygpt_lightning.study.design.study import Study
-from tinygpt_lightning.study.engine.outcome import Outcome
+from tinygpt_lightning.study.design import Study
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.paths import Settings, first_difference
+from tinygpt_lightning.study.recipe import as_key, read_recipe
 
 
 class RowsError(UsageError):

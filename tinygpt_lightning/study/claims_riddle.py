@@ -5,12 +5,12 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from typing_extensions import override
 
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.engine.outcome import as_trained
-from tinygpt_lightning.study.evidence.findings import Contrast, contrast
-from tinygpt_lightning.study.report.claims.cipher import cipher_figure, cipher_text
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.markdown import table
+from tinygpt_lightning.study.cipher import cipher_figure, cipher_text
+from tinygpt_lightning.study.claims import Claims
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.findings import Contrast, contrast
+from tinygpt_lightning.study.markdown import table
+from tinygpt_lightning.study.outcome import as_trained
 
 
 class Riddle(Claims):

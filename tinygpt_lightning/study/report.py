@@ -11,18 +11,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from tinygpt_lightning.study.design.recipe import n_parameters
-from tinygpt_lightning.study.design.study import Study
-from tinygpt_lightning.study.engine.outcome import Outcome, as_trained
-from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE, Contrast, Effect
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.rows import Row
-from tinygpt_lightning.study.evidence.statistics import clopper_pearson
-from tinygpt_lightning.study.report.claims.frontier import Frontier
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.reset import Reset
-from tinygpt_lightning.study.report.claims.riddle import Riddle
-from tinygpt_lightning.study.report.markdown import shown, spread, table
+from tinygpt_lightning.study.claims import Claims
+from tinygpt_lightning.study.claims_frontier import Frontier
+from tinygpt_lightning.study.claims_reset import Reset
+from tinygpt_lightning.study.claims_riddle import Riddle
+from tinygpt_lightning.study.design import Study
+from tinygpt_lightning.study.findings import SIGNIFICANCE, Contrast, Effect
+from tinygpt_lightning.study.markdown import shown, spread, table
+from tinygpt_lightning.study.outcome import Outcome, as_trained
+from tinygpt_lightning.study.recipe import n_parameters
+from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.rows import Row
+from tinygpt_lightning.study.statistics import clopper_pearson
 
 CLAIMS: dict[str | None, type[Claims]] = {None: Claims, "riddle": Riddle, "reset": Reset, "frontier": Frontier}
 

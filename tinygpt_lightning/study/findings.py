@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from tinygpt_lightning.study.design.study import Cell, Factor, in_words
-from tinygpt_lightning.study.engine.outcome import Outcome
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.statistics import (
+from tinygpt_lightning.study.design import Cell, Factor, in_words
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.statistics import (
     Interval,
     cochran_q,
     friedman,
