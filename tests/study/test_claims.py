@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from tinygpt_lightning.study.claims import Claims
+from tinygpt_lightning.study.claims import Claims, spread
 from tinygpt_lightning.study.claims_reset import Reset
 from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary, verdicts
-from tinygpt_lightning.study.markdown import spread
 from tinygpt_lightning.study.report import cell_table, title
 
 from .tiny import RESET, TEXT, TWO_STAGES, outcome, results_of, schedule, tiny_study

@@ -5,10 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.study.ensemble import Ensemble
-from tinygpt_lightning.study.noise import DropoutNoise, draw_parameters
+from tinygpt_lightning.study.ensemble import DropoutNoise, Ensemble, draw_parameters, stacked_logits
 from tinygpt_lightning.study.recipe import read_recipe
-from tinygpt_lightning.study.stacked import stacked_logits
 
 CPU = torch.device("cpu")
 SIZE = {"n_positions": 32, "n_embd": 8, "n_head": 2}
@@ -204,7 +202,7 @@ def test_exactness_is_counted_from_the_start_of_the_stage(config):
         one.train_epoch()
         if one.evaluate()[1].item():
             first = one.epoch
-    one.look()
+    one.note_exactness()
     assert one.exact_after == [first]
     model, ids = TinyGPT(asked.config).eval(), ids_of(asked)
     one.copy_weights(0, model)
@@ -212,5 +210,5 @@ def test_exactness_is_counted_from_the_start_of_the_stage(config):
     one.begin_stage(asked, 1)
     assert one.exact_after == [None]
     one.train_epoch()
-    one.look()
+    one.note_exactness()
     assert one.exact_after == [1]

@@ -3,8 +3,7 @@
 import pytest
 
 from tinygpt_lightning.study.findings import corrected, effects, factor_contrasts
-from tinygpt_lightning.study.results import Results
-from tinygpt_lightning.study.rows import Common, Row
+from tinygpt_lightning.study.rows import Common, Results, Row
 
 from .tiny import RIDDLE, cell_of, outcome, results_of, schedule, tiny_study
 

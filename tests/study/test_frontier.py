@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.claims_frontier import RECORDS, Frontier
-from tinygpt_lightning.study.proof import MOST_WITHOUT_BIAS, kinds_below, least, proof, smallest_possible
+from tinygpt_lightning.study.claims_frontier import (
+    MOST_WITHOUT_BIAS,
+    RECORDS,
+    Frontier,
+    kinds_below,
+    least,
+    proof,
+    smallest_possible,
+)
 from tinygpt_lightning.study.recipe import n_parameters, read_recipe
 from tinygpt_lightning.study.report import title
 from tinygpt_lightning.trained import TrainedGPT

@@ -1,7 +1,8 @@
 import pytest
 
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.study.paths import change, first_difference
+from tinygpt_lightning.study.design import change
+from tinygpt_lightning.study.rows import first_difference
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.study.cipher import symbols
-from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary
+from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary, symbols
 from tinygpt_lightning.study.command import parse, study
 from tinygpt_lightning.study.findings import factor_contrasts
 from tinygpt_lightning.study.outcome import as_trained
-from tinygpt_lightning.study.results import Results
+from tinygpt_lightning.study.rows import Results
 
 from .tiny import ROOT, cell_of, read_rows
 

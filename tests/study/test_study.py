@@ -6,7 +6,7 @@ from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.study.plan import FabricSettings, Plan
+from tinygpt_lightning.study.design import FabricSettings, Plan
 from tinygpt_lightning.study.recipe import n_parameters, read_recipe
 
 from .tiny import RESET, RUN, TEXT, TWO_STAGES, cell_of, schedule, tiny_study
@@ -99,14 +99,17 @@ def test_fabric_settings_out_of_range_are_named():
         ({"model.config.heads": [2]}, "model.config.heads 2: .*heads"),
         ({"stages[1].weights": ["carried"]}, r"expected settings that some run has, got stages\[1\].weights"),
         ({"renumber": [True, True]}, None),
-        ({"a": {"x": {"renumber": True}, "y": {"renumber": True}}}, "expected another run in each cell, got the same"),
+        (
+            {"a": {"x": {"renumber": True}, "y": {"renumber": True}}},
+            "factors: expected different runs, got the same in",
+        ),
         ({"stages[0].weights": ["redrawn"]}, r"stages\[0\]: expected no keep"),
         ({"stages[0].epochs": [0]}, "epochs: expected 1 or more, got 0"),
         ({"model.config.n_positions": [27]}, "n_positions: expected 29 or more"),
         ({"data.answer": [""]}, "data.answer: expected at least one character, got none"),
-        ({"model.optimizer": ["LBFGS"]}, "expected an optimizer that goes number by number"),
+        ({"model.optimizer": ["LBFGS"]}, "expected an elementwise optimizer"),
         ({"model.optimizer.lr": [-1.0]}, r"stages\[0\]: Invalid learning rate"),
-        ({"model.lr_scheduler": [PLATEAU]}, "expected a scheduler that needs no measure, got ReduceLROnPlateau"),
+        ({"model.lr_scheduler": [PLATEAU]}, "expected a scheduler that needs no metric, got ReduceLROnPlateau"),
     ],
 )
 def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
@@ -124,7 +127,7 @@ def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
         ({"keep": {"momentum": True}}, "keep: expected exp_avg, exp_avg_sq, step of Adam"),
         (
             {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "reset_optimizer": False},
-            "like the one before",
+            r"stages\[1\]: reset_optimizer: expected true, .* got SGD after AdamW",
         ),
         ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "keep": {"step": True}}, "of SGD"),
     ],

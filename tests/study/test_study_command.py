@@ -86,7 +86,7 @@ def test_killed_in_mid_run_and_started_again(finished, tmp_path):
     part.write_bytes(kept + b'{"run": "abc')  # as if it had been killed in mid-line
     result = run(config)
     assert result.returncode == 0, result.stderr
-    assert "the last line is not finished and is dropped" in result.stderr
+    assert "dropped the unfinished last line" in result.stderr
     rows = (tmp_path / "out" / "rows.jsonl").read_bytes()
     assert all(line in rows for line in kept.splitlines())  # kept to the last byte, durations included
     assert comparable(read_rows(tmp_path / "out")) == comparable(read_rows(finished))
