@@ -32,7 +32,7 @@ def events(folder, tag):
         ({"stages": [{"epochs": 5}], "data": {"question": "Bạn?", "answer": "Tôi"}}, 1),
     ],
 )
-def test_a_replicate_is_a_fit_of_the_same_settings(command: Command, tmp_path, monkeypatch, settings, seed):
+def test_a_replicate_equals_a_fit_of_the_same_settings(command: Command, tmp_path, monkeypatch, settings, seed):
     monkeypatch.chdir(tmp_path)
     settings["model"] = {"config": SIZE, "optimizer": ADAMW, **settings.get("model", {})}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")

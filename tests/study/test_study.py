@@ -52,7 +52,7 @@ def test_vocabularies_are_the_originals():
     assert stable.tokenizer(1).vocab == made.vocab
 
 
-def test_a_run_is_that_of_fit():
+def test_a_run_has_the_defaults_of_fit():
     recipe = read_recipe({})
     assert (recipe.config, recipe.text, recipe.prompt) == (GPTConfig(), SENTENCE, "Question: Xin chào")
     optimizer, lr_scheduler = recipe.build_optimizer(0, [torch.zeros(1, requires_grad=True)])
@@ -112,7 +112,7 @@ def test_fabric_settings_out_of_range_are_named():
         ({"model.lr_scheduler": [PLATEAU]}, "expected a scheduler that needs no metric, got ReduceLROnPlateau"),
     ],
 )
-def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
+def test_impossible_cells_are_refused_by_name(factors, reason):
     if reason is None:  # a level named twice is one level
         assert len(tiny_study(factors=factors).cells) == 1
         return
@@ -132,7 +132,7 @@ def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
         ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "keep": {"step": True}}, "of SGD"),
     ],
 )
-def test_a_boundary_that_cannot_be_is_refused(stage, reason):
+def test_an_impossible_boundary_is_refused(stage, reason):
     with pytest.raises(UsageError, match=reason):
         read_recipe({**RUN, "stages": [{"epochs": 3}, {"epochs": 3, **stage}]})
 
