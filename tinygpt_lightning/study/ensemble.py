@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinygpt_lightning.data.batches import IGNORED, PairEncoder
+from tinygpt_lightning.data.batches import Collate
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.study.steps import Steps
@@ -49,9 +49,10 @@ class Lesson:
     @classmethod
     def of(cls, recipe: Recipe, stage: int, device: torch.device) -> Lesson:
         """The sentence of ``recipe`` in the vocabulary of ``stage``."""
-        batch = PairEncoder(recipe.tokenizer(stage), recipe.taught)(recipe.taught.pairs).to(device)  # of one pair
-        answer = int((batch.answers == IGNORED).sum())
-        return cls(batch.inputs[0], batch.targets[0], answer, answer if recipe.loss_on == "answer" else 0)
+        batch = Collate(recipe.tokenizer(stage), recipe.taught)([(0, recipe.taught.pairs[0])])
+        answer = int((~batch.mask).sum())
+        loss = answer if recipe.loss_on == "answer" else 0
+        return cls(batch.ids[0].to(device), batch.targets[0].to(device), answer, loss)
 
 
 class Ensemble:
