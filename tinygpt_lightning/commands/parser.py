@@ -8,8 +8,9 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from jsonargparse import Namespace, _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,6 +38,20 @@ def trainers_mistakes() -> Iterator[None]:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             sys.exit(2)  # each process of a distributed fit comes to the same refusal
         raise error if isinstance(error, USERS_MISTAKES) else UsageError(str(error)) from error
+
+
+def _forget_arguments(_parser: Any, before: Any, value: Any) -> None:
+    """Drop the arguments of the class before, if ``value`` names another class, which then has its own defaults.
+
+    jsonargparse drops only those that the new class does not know: an SGD would silently take over AdamW's weight
+    decay, which is decoupled there and L2 regularisation here.
+    """
+    if before and before.get("init_args") and before["class_path"] != value["class_path"]:
+        before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
+
+
+# There is no setting for this; a test fails if a version of jsonargparse has another name for it.
+_typehints.discard_init_args_on_class_path_change = _forget_arguments
 
 
 class Parser(LightningArgumentParser):
