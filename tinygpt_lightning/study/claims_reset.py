@@ -17,7 +17,7 @@ from tinygpt_lightning.study.findings import SIGNIFICANCE
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.recipe import ADAMS_STATE
 from tinygpt_lightning.study.rows import Results
-from tinygpt_lightning.study.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
+from tinygpt_lightning.study.statistics import Interval, holm, mean_interval, sign_test
 
 CARRIES = 0.9  # least fraction of the reset's effect that counts as nearly all of it
 
@@ -120,7 +120,7 @@ class Reset(Claims):
             "## What each part of the state does",
             table(header, rows),
             "Share: how far the logarithm of the final loss (dropout off) goes from that of everything kept, 0, to "
-            "that of everything new, 1; mean over the seeds, each compared with itself, with a percentile bootstrap "
+            "that of everything new, 1; mean over the seeds, each compared with itself, with Student's "
             f"interval. From {CARRIES} on, a part is said to carry the effect. p: sign test against everything kept. "
             "*Seeds above knowing nothing*: the loss at the end is above that of a uniform guess, or no number.",
             *([WHY] if self.carriers == [MOMENTS] else []),
@@ -174,7 +174,7 @@ class Share:
         higher: Number of seeds whose loss is higher.
         mean: Mean fraction over the seeds: 0 is everything kept, 1 is everything new. None if a loss is NaN or inf,
             or the whole reset does not lower the loss of every seed.
-        interval: 95 % bootstrap interval of the mean.
+        interval: Student's 95 % interval of the mean.
         p: Two-sided p-value of the sign test against everything kept, after Holm's correction.
     """
 
@@ -237,8 +237,8 @@ def shares(results: Results) -> list[Share]:
                 lower,
                 higher,
                 sum(comparable) / len(comparable) if complete else None,
-                paired_bootstrap(comparable) if complete and len(comparable) > 1 else None,
-                mcnemar_exact(lower, higher),
+                mean_interval(comparable) if complete and len(comparable) > 1 else None,
+                sign_test(lower, higher),
             )
         )
     adjusted = holm([share.p for share in found])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tinygpt_lightning.study.design import Cell, Factor, Study, level_names
-from tinygpt_lightning.study.outcome import as_trained
+from tinygpt_lightning.study.outcome import IN_TRAINING, as_trained
 from tinygpt_lightning.study.rows import Results
 from tinygpt_lightning.study.statistics import clopper_pearson
 
@@ -71,7 +71,7 @@ def exactness_figure(results: Results) -> Figure:
     drawn = looks(results.study)
     figure = Figure(figsize=(10, 1.6 + 0.42 * len(cells)), layout="constrained")
     axes = figure.add_subplot()
-    misread = any("in_training_vocabulary" in outcome for _, _, outcome in results.runs)
+    misread = any(f"exact{IN_TRAINING}" in outcome for _, _, outcome in results.runs)
     for y, cell in enumerate(cells):
         outcomes = list(results.by_cell[cell].values())
         n, k = len(outcomes), sum(outcome["exact"] for outcome in outcomes)
