@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from tinygpt_lightning.study.claims import Claims, listed, spread, table
 from tinygpt_lightning.study.design import Cell
-from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
+from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves, place_legend
 from tinygpt_lightning.study.findings import SIGNIFICANCE
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.recipe import ADAMS_STATE
@@ -145,8 +145,7 @@ class Reset(Claims):
                 draw_curve(axes, self.results, share.cell, curve, colour, style, share.cell.control or words)
             finish_curves(axes, self.results, curve)
             axes.set_ylabel(CURVES[curve])
-        lines, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
+        place_legend(figure, [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")])
         figure.suptitle("What starts anew at the boundary; medians over seeds, band: all seeds", weight="bold")
         return figure
 

@@ -89,8 +89,10 @@ def compare(
         return None
     if measure is None:
         return _compare_exactness(results, factor, within, levels, strata, seeds)
-    runs = [(cell, seed) for seed in seeds for cell in cells]
-    values = dict(zip(runs, _comparable(results, runs, measure), strict=True))
+    values: dict[tuple[Cell, int], float | None] = {}
+    for first, second in strata:
+        runs = [(cell, seed) for seed in seeds for cell in [*first, *second]]
+        values.update(zip(runs, _comparable(results, runs, measure), strict=True))
     complete = [seed for seed in seeds if all(values[cell, seed] is not None for cell in cells)]
     differences = [_mean_difference(values, strata, seed) for seed in complete]
     sides = [[(cell, seed) for stratum in strata for cell in stratum[i] for seed in seeds] for i in (0, 1)]
@@ -125,8 +127,11 @@ def _comparable(results: Results, runs: Sequence[tuple[Cell, int]], measure: str
     """The measure of each run on the scale of the test; None where it is missing."""
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
     if measure == EPOCHS:
-        times = [cell.recipe.stages[-1].epochs if v is None else v for (cell, _), v in zip(runs, values, strict=True)]
-        return list(logrank_scores(times, [value is not None for value in values]))
+        # Matched runs are observed for as long as the shortest one: two readings of one training have equal scores.
+        horizon = min(cell.recipe.stages[-1].epochs for cell, _ in runs)
+        reached = [value is not None and value <= horizon for value in values]
+        times = [value if is_in and value else horizon for value, is_in in zip(values, reached, strict=True)]
+        return list(logrank_scores(times, reached))
     return [None if value is None else math.log10(max(value, SMALLEST)) for value in values]
 
 
