@@ -138,7 +138,7 @@ def test_when_the_second_moment_carries_the_reset():
     claims = reset(SECOND_MOMENT, control=1e-2)
     text = paragraph(claims)
     assert title(claims, "tiny") == "The reset, answered"
-    assert text.startswith("**What carries the reset's effect is starting exp_avg_sq anew.**")
+    assert text.startswith("**What carries the reset's effect on the loss is a reset of exp_avg_sq.**")
     assert "Step size alone explains 0 % of the effect" in text
     assert not any("Why, as far as" in section for section in claims.sections())
 
@@ -147,7 +147,7 @@ def test_when_both_moments_carry_it_together_and_one_alone_explodes():
     claims = reset(BOTH_MOMENTS, control=1e-3)
     text = paragraph(claims)
     assert title(claims, "tiny") == "The reset, answered"  # a cell that diverges is a result
-    assert text.startswith("**What carries the reset's effect is starting exp_avg and exp_avg_sq anew.**")
+    assert text.startswith("**What carries the reset's effect on the loss is a reset of exp_avg and exp_avg_sq.**")
     assert "exp_avg_sq alone ends at 55 nats, above the loss of knowing nothing in 20 seeds" in text
     assert "Step size alone explains 50 % of the effect" in text
     table = "\n".join(claims.sections())

@@ -73,7 +73,7 @@ class Reset(Claims):
         carriers = [listed(sorted(carrier)) for carrier in self.carriers]
         least = min(self.carriers, key=len)
         found = [
-            f"**What carries the reset's effect is starting {' or '.join(carriers)} anew.**",
+            f"**What carries the reset's effect on the loss is a reset of {' or '.join(carriers)}.**",
             f"The final loss is then {self.factorial[least].loss}, with everything new it is {whole.loss}, with "
             f"everything kept {kept.loss} (medians of {len(self.results.seeds)} seeds).",
         ]
@@ -157,8 +157,10 @@ WHY = (
     "still holds the large gradients of the beginning, so every step is small; anew, it holds those of today, and the "
     "step is about the learning rate in each weight, however small the gradients have become. The first moment, kept, "
     "is of yesterday's size: divided by a second moment of today's size it is far too large a step, once. "
-    "(Others restart them on purpose: AdaR, IJCAI 2025, both moments on a cycle; Abuduweili and Liu 2024, arXiv "
-    "2412.02153, are about the second moment's start from zero.)"
+    "(Others reset them on purpose: Asadi et al. 2023, arXiv 2306.17833, both moments between the iterations of "
+    "reinforcement learning; Ellis et al. 2024, arXiv 2412.17113, Adam-Rel, the step count, which is a cell here; "
+    "SPAM, arXiv 2501.06842, both moments, followed by a warm-up; AdaR, IJCAI 2025, both moments on a cycle. Abduweili "
+    "and Liu 2024, arXiv 2412.02153, are about the second moment's start from zero.)"
 )
 
 

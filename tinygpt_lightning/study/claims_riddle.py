@@ -29,6 +29,11 @@ class Riddle(Claims):
         return sum(outcome["exact"] == same_vocabulary(cell) for cell, _, outcome in self.results.runs)
 
     @property
+    def networks(self) -> int:
+        """Number of different networks among the runs: those of one seed with one loss curve and end are the same."""
+        return len({(seed, o["final_loss_dropout_off"], tuple(o["loss"])) for _, seed, o in self.results.runs})
+
+    @property
     def example(self) -> tuple[Cell, int] | None:
         """The run to show: the first inexact one that is exact in the vocabulary of training, or the first run."""
         runs = self.results.runs
@@ -71,6 +76,10 @@ class Riddle(Claims):
         sections = [
             "## What holds of the original's findings",
             table(["claim", "verdict", "evidence"], verdicts(self)),
+            f"{len(self.results.runs)} rows are {self.networks} different networks: the vocabulary that is read "
+            "changes no training of one stage, and a kept optimizer with carried weights is one long stage. A shorter single "
+            "stage is the beginning of a longer one. Where all runs are exact, exactness is at its ceiling and shows "
+            "no difference between them; epochs to exactness and shorter last stages can.",
         ]
         if self.example:
             cell, seed = self.example
