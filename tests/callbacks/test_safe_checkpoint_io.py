@@ -74,7 +74,7 @@ def test_numpy_scalars_become_python_numbers(tmp_path: Path) -> None:
 
 def test_without_the_other_callbacks_the_first_checkpoint_is_refused(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, ModelCheckpoint(tmp_path), plugins=[SafeCheckpointIO()], max_epochs=1)
-    with pytest.raises(CheckpointError, match="not written, for pathlib"):
+    with pytest.raises(CheckpointError, match="not written, since pathlib"):
         trainer.fit(Told(Path("a")))
     assert not list(tmp_path.iterdir())
 

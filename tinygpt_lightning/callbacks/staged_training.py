@@ -92,8 +92,6 @@ class StagedTraining(Callback):
     def _hook(self, instance: object, method: str, hook: Callable[[Any], None]) -> None:
         self._hooks.enter_context(then(instance, method, hook))
 
-    # For subclasses
-
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
 
@@ -109,8 +107,6 @@ class StagedTraining(Callback):
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called where stage ``index`` (from 0) ends, before any checkpoint of its last epoch is saved."""
-
-    # A fit, in the order in which Lightning calls these
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the trainer and set its ``max_epochs``."""
