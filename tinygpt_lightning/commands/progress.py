@@ -112,7 +112,7 @@ class StageProgress(Callback):
         if not trainer.is_global_zero:
             return
         title = f"stage {self.staged.position.index + 1}/{len(self.staged.stages)}"
-        done = trainer.current_epoch + 1 - self.staged.position.begun
+        done = trainer.current_epoch + 1 - self.staged.position.epoch
         total = epochs or done
         state = _state(trainer.callback_metrics, self.pairs)
         if self.display.is_live:
