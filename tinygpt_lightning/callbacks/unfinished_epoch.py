@@ -203,7 +203,8 @@ def fetch_again(trainer: Trainer, seed: Callable[[str, int], None], batches: int
         batches: Training batches done since the start of the run.
     """
     fetcher, loaders = _lightning.train_fetcher(trainer), _lightning.train_loaders(trainer)
-    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done: int = progress.current.processed
     if any(_lightning.is_stateful(loader) for loader in loaders):
         seed("fetch", batches)
     elif done >= trainer.num_training_batches:  # only the epoch's end is missing
