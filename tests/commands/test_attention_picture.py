@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinygpt_lightning.commands import attention_picture
-from tinygpt_lightning.commands.attention_picture import BRIGHT, CELL, DARK, tile_heads
+from tinygpt_lightning.commands.tensorboard import BRIGHT, CELL, DARK, tile_heads
 
 
 def picture_of(weights: Tensor, symbols: Sequence[str], columns: int = 1) -> Tensor:

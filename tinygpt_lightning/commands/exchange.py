@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinygpt_lightning.commands.arguments import Arguments
 from tinygpt_lightning.commands.errors import UsageError, need
-from tinygpt_lightning.exchange.config_json import CONFIG
-from tinygpt_lightning.exchange.hugging_face import FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.commands.hugging_face import CONFIG, FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.gpt.files import whole_folder
 from tinygpt_lightning.original import VOCABULARY, WEIGHTS, read_original
 from tinygpt_lightning.trained import TrainedGPT, load, save

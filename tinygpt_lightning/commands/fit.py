@@ -22,15 +22,13 @@ from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import UsageError, say
-from tinygpt_lightning.commands.parser import trainers_mistakes
+from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import StageProgress
-from tinygpt_lightning.commands.resume import Opened, check_pairs, how_to_go_on, opened
-from tinygpt_lightning.commands.run_files import RunFiles
-from tinygpt_lightning.commands.settings import Settings
+from tinygpt_lightning.commands.resume import Opened, RunFiles, check_pairs, how_to_go_on, opened
+from tinygpt_lightning.commands.settings import Settings, trainers_mistakes
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
-from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.original import OriginalStages
 from tinygpt_lightning.trained import load
 

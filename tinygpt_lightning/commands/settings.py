@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -15,15 +19,69 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_lightning.callbacks.stages import Stage
-from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.parser import Parser
-from tinygpt_lightning.commands.run import RUNS, runs_folder
+from tinygpt_lightning.callbacks.stages import Stage, StageError
+from tinygpt_lightning.commands.errors import USERS_MISTAKES, UsageError, fail
+from tinygpt_lightning.commands.runs import RUNS, runs_folder
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.module import TinyGPTModule
+
+MOST_LINES = 4
+# What the parser tried and how, and not what was wrong.
+PARSER_INTERNALS = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a path but|Expected a NoneType"
+)
+
+
+@contextmanager
+def trainers_mistakes() -> Iterator[None]:
+    """Bring what the Trainer and the stages refuse to a `UsageError`, in the first process of several.
+
+    Raises:
+        UsageError: If they refuse something.
+    """
+    try:
+        yield
+    except (*USERS_MISTAKES, StageError, MisconfigurationException) as error:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            sys.exit(2)  # each process of a distributed fit comes to the same refusal
+        raise error if isinstance(error, USERS_MISTAKES) else UsageError(str(error)) from error
+
+
+class Parser(LightningArgumentParser):
+    """Says in a few lines what is wrong."""
+
+    stage: type[Stage] = Stage  # what a list of stages is made of
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason, without the usage that fills a screen."""
+        unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
+        if unknown:
+            message += self._suggestion(unknown[1] or unknown[2])
+        fail(shorten(message), 2)
+
+    def _suggestion(self, option: str) -> str:
+        fields = [field.name for field in dataclasses.fields(self.stage)]
+        close = difflib.get_close_matches(option, [*(action.dest for action in self._actions), *fields, "lr"], n=1)
+        return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
+
+
+def shorten(message: str) -> str:
+    r"""Keep what a person can use of an error message of the parser: a few lines.
+
+    >>> print(shorten("Parser key \"lr\":\n  Errors:\n    - Expected a <class 'float'>\n  Given value: abc"))
+    --lr:
+    Expected a float
+    Given value: abc
+    """
+    message = re.sub(r"<class '([^']+)'>", r"\1", message)
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    return "\n".join([line for line in lines if not PARSER_INTERNALS.match(line)][:MOST_LINES])
+
 
 register_type(torch.device)  # which callbacks of Lightning have as a setting, or it could not be saved
 

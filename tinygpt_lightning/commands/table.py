@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from argparse import ArgumentParser
+from typing import NamedTuple, NoReturn
+
+from typing_extensions import override
+
+from tinygpt_lightning.commands.errors import fail
 
 PROGRAM = "python -m tinygpt_lightning"
 
@@ -25,17 +30,17 @@ COMMANDS = {
     "fit": Command("Train in stages, and show what was learnt.", "tinygpt_lightning.commands.fit", "fit"),
     "validate": Command(
         "Measure what a trained model knows by heart, and show what it says instead of the rest.",
-        "tinygpt_lightning.commands.evaluate",
+        "tinygpt_lightning.commands.evaluation",
         "validate",
     ),
     "predict": Command(
         "Continue prompts with a trained model: the texts go to stdout, and nothing else does.",
-        "tinygpt_lightning.commands.evaluate",
+        "tinygpt_lightning.commands.evaluation",
         "predict",
     ),
     "chat": Command(
         "Ask a trained network questions, and see how sure it is of each character.",
-        "tinygpt_lightning.commands.chat.command",
+        "tinygpt_lightning.commands.chat",
         "chat",
     ),
     "export": Command(
@@ -52,3 +57,18 @@ COMMANDS = {
         "study",
     ),
 }
+
+
+class Arguments(ArgumentParser):
+    """The options of a command; what is wrong with them is said in a line.
+
+    Args:
+        command: Its name.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"{PROGRAM} {command}", description=COMMANDS[command].summary, allow_abbrev=False)
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        fail(message, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from tinygpt_lightning.commands.errors import UsageError, fail, need
-from tinygpt_lightning.commands.parser import trainers_mistakes
+from tinygpt_lightning.commands.settings import trainers_mistakes
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.study.design.plan import FabricSettings, Plan
 from tinygpt_lightning.study.design.recipe import SETTINGS, RecipeParser

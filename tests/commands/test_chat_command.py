@@ -109,7 +109,7 @@ def test_no_trainer_is_loaded(checkpoint: Path) -> None:
         [sys.executable, "-c", program], input="Xin chào\n/top\n/look\n", capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert {"torch", "tinygpt_lightning.commands.chat.session"} <= loaded
+    assert {"torch", "tinygpt_lightning.commands.chat"} <= loaded
     # The compiler is as slow to load as all the rest.
     absent = {"lightning", "pytorch_lightning", "torchmetrics", "jsonargparse", "tensorboard", "torch._dynamo", "scipy"}
     assert not loaded & absent

@@ -9,8 +9,8 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 
-from tinygpt_lightning.commands.chat.display import Display, look_rows, shaded
-from tinygpt_lightning.commands.chat.reply import Symbol
+from tinygpt_lightning.commands.chat import Symbol
+from tinygpt_lightning.commands.terminal import Display, look_rows, shaded
 
 
 def test_the_surest_has_no_shade_and_the_others_have_more_the_less_sure_they_are() -> None:

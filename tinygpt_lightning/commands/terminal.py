@@ -1,9 +1,10 @@
-"""What a chat looks like: shades for probabilities, tables, and where the heads looked."""
+"""What a terminal shows of texts: shades for probabilities, tables, and where the heads looked."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.color import Color
@@ -14,8 +15,24 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from tinygpt_lightning.commands.chat.reply import Reply, Symbol
-from tinygpt_lightning.commands.symbols import visible
+if TYPE_CHECKING:
+    from tinygpt_lightning.commands.chat import Reply, Symbol
+
+SIGNS = {" ": "␣", "\n": "⏎"}
+
+
+def visible(text: str) -> str:
+    r"""A symbol as something that can be seen, and that keeps to its place.
+
+    >>> [visible(symbol) for symbol in ("a", " ", "\n", "\u200d", "\u0301", "<eos>")]
+    ['a', '␣', '⏎', '�', '◌́', '<eos>']
+    """
+    if text in SIGNS:
+        return SIGNS[text]
+    if not text.isprintable():
+        return "�"
+    return text if cell_len(text) else f"◌{text}"
+
 
 SURE = 0.99  # from here on a character needs no shade
 PALE, STRONG = (255, 240, 170), (240, 90, 70)  # the shade of a character that is nearly sure, and of a mere guess

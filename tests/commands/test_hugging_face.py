@@ -15,8 +15,8 @@ from networks import learnt, untrained
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
+from tinygpt_lightning.commands.hugging_face import read_hugging_face, write_hugging_face
 from tinygpt_lightning.data.text import QAPair, Template
-from tinygpt_lightning.exchange.hugging_face import read_hugging_face, write_hugging_face
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.trained import TrainedGPT

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from networks import learnt
 
-from tinygpt_lightning.commands.chat.display import Display
-from tinygpt_lightning.commands.chat.session import Session
+from tinygpt_lightning.commands.chat import Session
+from tinygpt_lightning.commands.terminal import Display
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.trained import TrainedGPT
 

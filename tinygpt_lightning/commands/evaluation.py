@@ -1,12 +1,16 @@
-"""``validate`` and ``predict``: a trained network, measured and asked."""
+"""Shared by ``validate`` and ``predict``."""
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import compress, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,18 +18,58 @@ from torch import Tensor
 from typing_extensions import override
 
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.output import Write, output
-from tinygpt_lightning.commands.parser import trainers_mistakes
 from tinygpt_lightning.commands.progress import WorkProgress
-from tinygpt_lightning.commands.run import Run, newest_checkpoint
-from tinygpt_lightning.commands.settings import Settings
+from tinygpt_lightning.commands.runs import Run, newest_checkpoint
+from tinygpt_lightning.commands.settings import Settings, trainers_mistakes
 from tinygpt_lightning.data.data_module import Asked
 from tinygpt_lightning.data.pair_files import Mistake, PairsError
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.checkpoint import local_path
+from tinygpt_lightning.gpt.files import whole_file
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.trained import BATCH_SIZE, TrainedGPT
+
+Write = Callable[[Mapping[str, str]], None]
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[Write]:
+    """Open a file of JSON objects, one a line; without a path they go nowhere.
+
+    The file appears whole when the block ends well, or not at all. But a link keeps pointing where it does, a pipe or
+    a device is written to, and where the path is just another name of stdout (``/dev/stdout``), stdout is.
+
+    Raises:
+        OSError: If it cannot be written; that it cannot be made is known at once.
+    """
+    if path is None:
+        yield _drop
+        return
+    with _opened(Path(path)) as file:
+        yield lambda row: _write(file, row)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    status = path.stat() if path.exists() else None
+    if status and os.path.samestat(status, os.fstat(1)):
+        yield sys.stdout.buffer
+    elif status and not stat.S_ISREG(status.st_mode):
+        with path.open("wb") as file:
+            yield file
+    else:
+        with whole_file(path.resolve() if path.is_symlink() else path) as file:
+            yield file
+
+
+def _drop(row: Mapping[str, str]) -> None:
+    del row
+
+
+def _write(file: BinaryIO, row: Mapping[str, str]) -> None:
+    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
 
 MOST_SHOWN = 20  # so many pairs that are not learnt are shown
 PAIRS = ("--data.path", "--data.question", "--data.answer")  # who types these, asks about other pairs than the run's
