@@ -168,4 +168,4 @@ def test_a_mistake_is_said_in_a_line(
 
 def test_somebody_has_to_ask(checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    assert command("chat", "--ckpt_path", checkpoint).err == "error: stdin: expected questions, got a closed one\n"
+    assert command("chat", "--ckpt_path", checkpoint).err == "error: stdin is closed; expected questions\n"

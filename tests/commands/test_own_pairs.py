@@ -216,7 +216,7 @@ def test_a_terminal_shows_how_far_it_has_come_beside_the_texts(learnt: Path, man
     assert set(lines) <= set(text(*COMPOSED[0]).splitlines()), "and nothing of it among them"
 
 
-# What is not learnt yet
+# What is not exact yet
 
 
 def test_what_is_not_learnt_is_shown_with_what_it_says_instead(there: Path, tmp_path: Path, command: Command) -> None:
@@ -229,7 +229,7 @@ def test_what_is_not_learnt_is_shown_with_what_it_says_instead(there: Path, tmp_
     assert result.out.splitlines()[1].split() == ["val/exact_match", f"{4 / 6:.6g}"]
     assert result.out.splitlines()[4:] == [
         "",
-        "not learnt yet: 2 of 6",
+        "not exact yet: 2 of 6",
         "",
         "  question  你好",
         "  expected  你好!.",
@@ -252,7 +252,7 @@ def test_of_many_the_first_20_are_shown_and_all_are_written(there: Path, tmp_pat
     result = command(*wrong)
     assert "\nval/exact_match        0\n" in result.out
     assert result.out.count("  says      ") == 20
-    assert result.out.endswith("\nand 3 more, which --output FILE writes down\n")
+    assert result.out.endswith("\nand 3 more; --output FILE writes all of them\n")
     result = command(*wrong, "--output", tmp_path / "rest.jsonl")
     assert result.out.count("  says      ") == 20
     assert "more" not in result.out

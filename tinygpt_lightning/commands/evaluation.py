@@ -1,4 +1,4 @@
-"""Shared by ``validate`` and ``predict``."""
+"""What ``validate`` and ``predict`` share: the model from its checkpoint, a trainer, and ``--output``."""
 
 from __future__ import annotations
 
@@ -8,43 +8,96 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import compress, islice, repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
-from typing_extensions import override
+from lightning.pytorch import Callback, Trainer
 
-from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.progress import WorkProgress
+from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.runs import Run, newest_checkpoint
-from tinygpt_lightning.commands.settings import Settings, trainers_mistakes
-from tinygpt_lightning.data.data_module import Asked
+from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.pair_files import Mistake, PairsError
-from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.checkpoint import local_path
 from tinygpt_lightning.gpt.files import whole_file
-from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.trained import BATCH_SIZE, TrainedGPT
 
-Write = Callable[[Mapping[str, str]], None]
+PAIR_FLAGS = ("--data.path", "--data.question", "--data.answer")  # with one of these, not the run's pairs are used
+
+
+def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
+    """Read the model from its checkpoint, and adapt the data module to it.
+
+    Returns:
+        The objects that the settings describe, but for the model; and the model.
+
+    Raises:
+        UsageError: If no checkpoint is given and none can be found.
+        CheckpointError: If the checkpoint is refused.
+    """
+    objects = settings.instantiate(model=False)
+    checkpoint = local_path(_checkpoint(settings))
+    run = Run(checkpoint if checkpoint.is_dir() else checkpoint.parent)
+    begun = _settings_beside(run)
+    loss_on = (begun or settings.plain)["model"]["loss_on"]
+    module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=loss_on)
+    # The run's own file of pairs need not be read: its pairs are in the checkpoint, as they were taught.
+    typed = any(arg.partition("=")[0] in PAIR_FLAGS for arg in settings.args)
+    is_own = settings.config.data.path in (None, begun and begun["data"]["path"])
+    objects.data.adopt(module.trained, pairs=is_own and not typed)
+    return objects, module
+
+
+def evaluation_trainer(settings: Settings, objects: Namespace, callback: Callback) -> Trainer:
+    """Make a trainer on one device that writes no files."""
+    objects.trainer.callbacks = None  # those of a fit
+    return settings.make_trainer(
+        objects, [callback], devices=1, num_nodes=1, strategy="auto", logger=False, enable_checkpointing=False
+    )
+
+
+def check_texts(
+    texts: Iterable[str], encode: Callable[[str], object], path: str | None, lines: Sequence[int] | None
+) -> None:
+    """Refuse texts that the model cannot take.
+
+    Args:
+        texts: The texts.
+        encode: Raises a `ValueError` for such a text.
+        path: The file that they come from, if any.
+        lines: The line of each text in that file.
+
+    Raises:
+        PairsError: For texts from a file; it names up to ten of them, with their lines.
+        UsageError: For other texts; it names the first.
+    """
+    mistakes = []
+    for i, text in enumerate(texts):
+        try:
+            encode(text)
+        except ValueError as error:
+            if path is None or not lines:
+                raise UsageError(str(error)) from None
+            mistakes.append(Mistake(lines[i], str(error)))
+    if path is not None and mistakes:
+        raise PairsError(path, mistakes)
 
 
 @contextmanager
-def output(path: str | None) -> Iterator[Write]:
-    """Open a file of JSON objects, one a line; without a path they go nowhere.
+def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, str]], None]]:
+    """Open ``--output``, a file of JSON objects, one a line; without a path the rows are dropped.
 
-    The file appears whole when the block ends well, or not at all. But a link keeps pointing where it does, a pipe or
-    a device is written to, and where the path is just another name of stdout (``/dev/stdout``), stdout is.
+    The file appears whole when the block ends well, or not at all. A link keeps its target, a pipe or device is
+    written to directly, and another name of stdout (``/dev/stdout``) is stdout.
+
+    Yields:
+        A function that writes a row.
 
     Raises:
-        OSError: If it cannot be written; that it cannot be made is known at once.
+        OSError: If the file cannot be written; a file that cannot be created is noticed at once.
     """
     if path is None:
-        yield _drop
+        yield lambda _: None
         return
     with _opened(Path(path)) as file:
         yield lambda row: _write(file, row)
@@ -63,165 +116,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _drop(row: Mapping[str, str]) -> None:
-    del row
-
-
 def _write(file: BinaryIO, row: Mapping[str, str]) -> None:
     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-
-
-MOST_SHOWN = 20  # so many pairs that are not learnt are shown
-PAIRS = ("--data.path", "--data.question", "--data.answer")  # who types these, asks about other pairs than the run's
-
-
-@trainers_mistakes()
-def validate(args: Sequence[str]) -> None:
-    """Print the metrics and what is not learnt yet, and write the latter to ``--output``.
-
-    Args:
-        args: What was typed behind ``validate``.
-    """
-    settings = Settings("validate", args)
-    made, module = _prepared(settings)
-    try:
-        taught = made.data.taught
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    pairs = taught.pairs
-    _check(map(taught.text, pairs), module.tokenizer.encode, made.data.path, made.data.lines)
-    exact = ExactPairs()
-    metrics = _trainer(settings, made, exact).validate(module, made.data, verbose=False)[0]
-    unlearnt = [pair for pair in pairs if pair not in exact.pairs]
-    with output(made.output) as write:
-        for name, value in metrics.items():
-            print(f"{name:22} {value:.6g}")
-        if unlearnt:
-            print(f"\nnot learnt yet: {len(unlearnt)} of {len(pairs)}")
-        for number, row in enumerate(_instead(module.trained, unlearnt if made.output else unlearnt[:MOST_SHOWN])):
-            write(row)
-            if number < MOST_SHOWN:
-                print()
-                for name, text in row.items():
-                    print(f"  {name:10}" + text.replace("\n", "\n" + 12 * " "))
-    if len(unlearnt) > MOST_SHOWN and not made.output:
-        print(f"\nand {len(unlearnt) - MOST_SHOWN} more, which --output FILE writes down")
-
-
-@trainers_mistakes()
-def predict(args: Sequence[str]) -> None:
-    """Print the texts as they come, and write them to ``--output``.
-
-    Args:
-        args: What was typed behind ``predict``.
-    """
-    settings = Settings("predict", args)
-    made, module = _prepared(settings)
-    asked, trained = made.data.asked, module.trained
-    _check(asked.prompts, lambda prompt: trained.encode_prompt(prompt, made.generation), made.data.path, asked.lines)
-    module.generation = made.generation
-    with output(made.output) as write:
-        _trainer(settings, made, TextsAsTheyCome(asked, trained, write)).predict(
-            module, made.data, return_predictions=False
-        )
-
-
-class ExactPairs(Callback):
-    """Keeps the pairs that a validation has found to be known by heart."""
-
-    def __init__(self) -> None:
-        self.pairs: set[QAPair] = set()
-
-    @override
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: list[QAPair], *_: int
-    ) -> None:
-        exact: Tensor = outputs
-        self.pairs.update(compress(batch, exact.tolist()))
-
-
-class TextsAsTheyCome(Callback):
-    """Prints each text when it is there, writes it down, and says how far it has come.
-
-    Args:
-        asked: What is asked.
-        trained: The model.
-        write: Takes a row for each text.
-    """
-
-    def __init__(self, asked: Asked, trained: TrainedGPT, write: Write) -> None:
-        self.template = trained.taught.template
-        self.write = write
-        self._questions = iter(asked.questions or repeat(None))
-        # Where a person sees the texts themselves, they are the progress.
-        self._progress = None if sys.stdout.isatty() else WorkProgress("predict", "texts", len(asked.prompts))
-
-    @override
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: list[str], *_: int
-    ) -> None:
-        for prompt, text, question in zip(batch, outputs, islice(self._questions, len(batch)), strict=True):
-            row = {"prompt": prompt, "text": text}
-            if question is not None:
-                row |= {"question": question, "answer": self.template.answer(text[len(normalize(prompt)) :])}
-            self.write(row)
-            print(text)
-        sys.stdout.flush()
-        if self._progress:
-            self._progress.advance(len(batch))
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._progress:
-            self._progress.close()  # so that the error appears below it
-
-
-def _check(
-    texts: Iterable[str], encode: Callable[[str], object], path: str | None, lines: Sequence[int] | None
-) -> None:
-    """Refuse texts that the model cannot take; those of a file with their lines, the first ten at once."""
-    mistakes = []
-    for i, text in enumerate(texts):
-        try:
-            encode(text)
-        except ValueError as error:
-            if path is None or not lines:
-                raise UsageError(str(error)) from None
-            mistakes.append(Mistake(lines[i], str(error)))
-    if path is not None and mistakes:
-        raise PairsError(path, mistakes)
-
-
-def _instead(trained: TrainedGPT, pairs: Sequence[QAPair]) -> Iterator[dict[str, str]]:
-    """What the model says, greedily, where it should say something else."""
-    for i in range(0, len(pairs), BATCH_SIZE):
-        batch = pairs[i : i + BATCH_SIZE]
-        prompts, expected = zip(*map(trained.taught.parts, batch), strict=True)
-        texts = trained.complete_all(prompts)
-        for pair, prompt, rest, text in zip(batch, prompts, expected, texts, strict=True):
-            yield {"question": pair.question, "expected": rest, "says": text[len(prompt) :]}
-
-
-def _prepared(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
-    """What was asked for, and the model from its checkpoint."""
-    made = settings.instantiate(model=False)
-    checkpoint = local_path(_checkpoint(settings))
-    run = Run(checkpoint if checkpoint.is_dir() else checkpoint.parent)
-    begun = run.settings if run.config.is_file() else settings.plain  # a checkpoint may lie anywhere
-    module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=begun["model"]["loss_on"])
-    # A file that the configuration names is what the run was taught: what it holds by now makes no difference.
-    typed = any(arg.partition("=")[0] in PAIRS for arg in settings.args)
-    own = settings.config.data.path in (None, run.config.is_file() and begun["data"]["path"])
-    made.data.adopt(module.trained, pairs=own and not typed)
-    return made, module
-
-
-def _trainer(settings: Settings, made: Namespace, callback: Callback) -> Trainer:
-    """A trainer on one device that writes nothing."""
-    made.trainer.callbacks = None  # those of a fit
-    return settings.make_trainer(
-        made, [callback], devices=1, num_nodes=1, strategy="auto", logger=False, enable_checkpointing=False
-    )
 
 
 def _checkpoint(settings: Settings) -> str | Path:
@@ -231,3 +127,14 @@ def _checkpoint(settings: Settings) -> str | Path:
     if not settings.config_files:
         raise UsageError("expected --ckpt_path FILE, or --config FILE to look for the newest run of, got neither")
     return newest_checkpoint(settings.config_files, settings.folder)
+
+
+def _settings_beside(run: Run) -> dict[str, object] | None:
+    """The settings of the run that a checkpoint lies in; None where it lies elsewhere, since it suffices alone."""
+    if not run.config.exists():
+        return None
+    try:
+        return run.settings
+    except UsageError as error:
+        say(f"warning: {error}; only the checkpoint is used")
+        return None

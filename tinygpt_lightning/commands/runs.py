@@ -1,10 +1,9 @@
-"""The folders of runs, ``checkpoints/<config name>/version_N``, and the files in them."""
+"""The folders of runs, ``checkpoints/<config name>/version_N``: their files, their settings, the newest one."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from tinygpt_lightning.commands.errors import UsageError
+from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
 from tinygpt_lightning.trained import LAST
 
-RUNS = "checkpoints"  # the folder of all runs, by default
-FILES_KEY = "RunFiles"  # under which a checkpoint holds what the callback of that name knows of its run
+RUNS = "checkpoints"  # the default folder of all runs
+FILES_KEY = "RunFiles"  # the state of the callback of that name in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,38 +51,42 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that it was begun with.
+        """The settings that the run was begun with.
 
         Raises:
-            UsageError: If it has none: it was killed before it began to train, or is no run.
+            UsageError: If there are none: the run was killed before it began to train, or this is no run.
+            OSError: If they cannot be read.
         """
         if not self.config.is_file():
             raise UsageError(f"{self.path}: expected the folder of a run, with a config.yaml in it, found none")
-        settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("stages"), list):
-            raise UsageError(f"{self.config}: expected the settings of a run, with stages, found none")
+        settings = read_yaml(self.config)
+        for name, kind in (("stages", list), ("model", dict), ("data", dict), ("trainer", dict)):
+            if not isinstance(settings.get(name), kind):
+                raise UsageError(f"{self.config}: expected the settings of a run, with {name}, found none")
         return settings
 
     def is_finished(self, stages: int | None = None) -> bool:
-        """Whether so many stages are done; null means as many as the run's own settings have."""
+        """Whether this many stages are done; by default, all stages of the run's settings."""
         return self._end(stages) is not None
 
-    def ended_early(self) -> bool:
-        """Whether it ended by itself before its stages did: by a time limit, say, and not by a signal."""
-        try:
-            return bool(read_state(self.last)["callbacks"][FILES_KEY]["ended_early"])
-        except (CheckpointError, KeyError):
-            return False
+    def result(self) -> Path | None:
+        """The checkpoint to use if the run has ended, at its last stage or early; None if it has not.
 
-    def newest(self) -> Path | None:
-        """The checkpoint to use if the run is over; none if it is not."""
-        return self._end() or (self.last if self.ended_early() else None)
+        A time limit, for example, ends a run early; a signal interrupts it, so that it has not ended.
+        """
+        return self._end() or (self.last if self._ended_early() else None)
 
     def _end(self, stages: int | None = None) -> Path | None:
         if not self.config.is_file():
             return None
         end = self.stage(len(self.settings["stages"]) if stages is None else stages)
         return end if end.exists() else None
+
+    def _ended_early(self) -> bool:
+        try:
+            return bool(read_state(self.last)["callbacks"][FILES_KEY]["ended_early"])
+        except (CheckpointError, KeyError):
+            return False
 
 
 def list_runs(folder: Path) -> list[Run]:
@@ -92,8 +95,26 @@ def list_runs(folder: Path) -> list[Run]:
     return [Run(numbers[number]) for number in sorted(numbers)]
 
 
+def new_run(folder: Path) -> Run:
+    """Create the folder of the next run; two processes that call this at once get two.
+
+    Raises:
+        OSError: If it cannot be created.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = list_runs(folder)
+    for number in count(int(runs[-1].path.name.removeprefix("version_")) + 1 if runs else 0):
+        path = folder / f"version_{number}"
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            continue
+    return Run(path)
+
+
 def runs_folder(configs: Sequence[Path], root: str | Path = RUNS) -> Path:
-    """Where the runs of a configuration lie: named after its files.
+    """The folder of a configuration's runs, named after its files.
 
     >>> runs_folder([Path("configs/staged.yaml"), Path("configs/small.yaml")]).as_posix()
     'checkpoints/staged-small'
@@ -106,13 +127,12 @@ def newest_checkpoint(configs: Sequence[Path], folder: Path) -> Path:
 
     Args:
         configs: Its files.
-        folder: Where its runs lie.
+        folder: The folder of its runs.
 
     Raises:
         UsageError: If none is finished; the message says how to train one.
     """
-    newest_first = (run.newest() for run in reversed(list_runs(folder)))
-    if not (checkpoint := next(filter(None, newest_first), None)):
+    if not (checkpoint := next(_results(reversed(list_runs(folder))), None)):
         words = [word for config in configs for word in ("--config", str(config))]
         fit = shlex.join([*PROGRAM.split(), "fit", *words])
         raise UsageError(f"no finished run in {folder}: train one with `{fit}`")
@@ -120,54 +140,55 @@ def newest_checkpoint(configs: Sequence[Path], folder: Path) -> Path:
 
 
 def newest_of_all(root: str | Path = RUNS) -> Path:
-    """The checkpoint of the run that was finished last, whatever its configuration.
+    """The checkpoint of the run that finished last, of any configuration.
 
     Raises:
         UsageError: If there is none.
     """
-    over = []
-    for run in (run for folder in sorted(Path(root).glob("*/")) for run in list_runs(folder)):
-        with suppress(UsageError):  # what other programs leave there is no run
-            over += [checkpoint] if (checkpoint := run.newest()) else []
-    if not over:
+    runs = (run for folder in sorted(Path(root).glob("*/")) for run in list_runs(folder))
+    newest = max(_results(runs), key=lambda checkpoint: checkpoint.stat().st_mtime_ns, default=None)
+    if newest is None:
         raise UsageError(f"no finished run in {root}: expected --ckpt_path FILE, or --config FILE, got neither")
-    return max(over, key=lambda checkpoint: checkpoint.stat().st_mtime_ns)
+    return newest
 
 
 def configured_root(configs: Sequence[Path]) -> str:
-    """Where some configurations put their runs, read from their files alone.
+    """The folder of all runs according to some configuration files, read without LightningCLI.
 
     Raises:
-        UsageError: If a file is no YAML.
+        UsageError: If a file is not YAML.
         OSError: If it cannot be read.
     """
     root = RUNS
     for config in configs:
-        try:
-            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{config}: expected YAML, got {str(error).splitlines()[0]}") from None
-        trainer = settings.get("trainer") if isinstance(settings, dict) else None
+        trainer = read_yaml(config).get("trainer")
         root = trainer.get("default_root_dir", root) if isinstance(trainer, dict) else root
     return str(root)
 
 
-def new_run(folder: Path) -> Run:
-    """Make the folder of the next run; two processes that ask at once get two.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings in a file; an empty file has none.
 
     Raises:
-        OSError: If it cannot be made.
+        UsageError: If the file is not YAML in UTF-8, or holds something else than settings by name.
+        OSError: If it cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = list_runs(folder)
-    for number in count(int(runs[-1].path.name.removeprefix("version_")) + 1 if runs else 0):
-        path = folder / f"version_{number}"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected YAML in UTF-8, got {str(error).splitlines()[0]}") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise UsageError(f"{path}: expected settings by name, got {settings!r:.60}")
+    return settings or {}
+
+
+def _results(runs: Iterator[Run]) -> Iterator[Path]:
+    for run in runs:
         try:
-            path.mkdir()
-            break
-        except FileExistsError:
-            continue
-    return Run(path)
+            if checkpoint := run.result():
+                yield checkpoint
+        except (UsageError, OSError) as error:  # one unreadable run does not hide the others
+            say(f"warning: {error}; this run is left out")
 
 
 def _is_run(path: Path) -> bool:

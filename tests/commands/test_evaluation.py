@@ -88,6 +88,6 @@ def test_a_reader_who_has_seen_enough_is_no_failure(trained: Path) -> None:
 def test_a_closed_stdout_is_refused_and_a_closed_stderr_is_not(trained: Path) -> None:
     result = shell("PREDICT >&-", trained)
     assert result.returncode == 2
-    assert result.stderr == "error: stdout: expected a place for the results, got a closed one\n"
+    assert result.stderr == "error: stdout is closed; expected a place for the results\n"
     result = shell("PREDICT 2>&-", trained)
     assert (result.returncode, result.stdout) == (0, SENTENCE + "\n")
