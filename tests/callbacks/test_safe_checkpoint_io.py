@@ -74,7 +74,7 @@ def test_numbers_of_numpy_become_numbers(tmp_path: Path) -> None:
 
 def test_alone_it_refuses_to_write_it(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, ModelCheckpoint(tmp_path), plugins=[SafeCheckpointIO()], max_epochs=1)
-    with pytest.raises(CheckpointError, match="not written, for pathlib"):
+    with pytest.raises(CheckpointError, match="not written, since pathlib"):
         trainer.fit(Told(Path("a")))
     assert not list(tmp_path.iterdir())
 

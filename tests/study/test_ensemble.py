@@ -39,7 +39,7 @@ def train(together, epochs):
 
 
 def ids_of(asked):
-    return torch.tensor([[*asked.vocabulary.encode(asked.text), asked.vocabulary.end]])
+    return torch.tensor([asked.vocabulary.encode(asked.text)])
 
 
 def plain_loop(asked, seed, epochs, stages=1):

@@ -42,7 +42,7 @@ def test_parts_of_the_optimizers_state_and_a_control():
 
 def test_vocabularies_are_the_originals():
     study = tiny_study()
-    made = CharTokenizer.from_text(TEXT, end_symbol=True)
+    made = CharTokenizer.from_text(TEXT)
     single = cell_of(study, vocabulary="resorted", schedule="1×3").recipe
     assert single.tokenizer(0).vocab == made.vocab  # trained on
     assert single.tokenizer(1).vocab == renumber(made).vocab != made.vocab  # read with
@@ -102,7 +102,7 @@ def test_fabric_settings_out_of_range_are_named():
         ({"a": {"x": {"renumber": True}, "y": {"renumber": True}}}, "expected another run in each cell, got the same"),
         ({"stages[0].weights": ["redrawn"]}, r"stages\[0\]: expected no keep"),
         ({"stages[0].epochs": [0]}, "epochs: expected 1 or more, got 0"),
-        ({"model.config.n_positions": [27]}, "n_positions: expected 29 or more"),
+        ({"model.config.n_positions": [27]}, "n_positions: expected 28 or more"),
         ({"data.answer": [""]}, "data.answer: expected at least one character, got none"),
         ({"model.optimizer": ["LBFGS"]}, "expected an optimizer that goes number by number"),
         ({"model.optimizer.lr": [-1.0]}, r"stages\[0\]: Invalid learning rate"),

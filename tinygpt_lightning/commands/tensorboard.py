@@ -233,7 +233,7 @@ def _png(picture: Image.Image) -> Summary.Image:
 
 
 def _error_rate(trainer: Trainer) -> float:
-    return float(trainer.callback_metrics.get("val/char_error_rate", 1))
+    return float(trainer.callback_metrics.get("val/next_char_error_rate", 1))
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import compress
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +12,7 @@ from typing_extensions import override
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.evaluation import check_texts, evaluation_trainer, open_trained, rows_file
 from tinygpt_lightning.commands.settings import Settings, lightning_errors
+from tinygpt_lightning.data.batches import Batch
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.trained import BATCH_SIZE, TrainedGPT
 
@@ -35,14 +35,14 @@ def validate(args: Sequence[str]) -> None:
     check_texts(map(taught.text, taught.pairs), module.tokenizer.encode, objects.data.path, objects.data.lines)
     results = PairResults()
     metrics = evaluation_trainer(settings, objects, results).validate(module, objects.data, verbose=False)[0]
-    wrong = [pair for pair in taught.pairs if pair in results.measured - results.exact]
+    wrong = [taught.pairs[row] for row, is_exact in sorted(results.exact.items()) if not is_exact]
     with rows_file(objects.output) as write:
         for name, value in metrics.items():
             print(f"{name:22} {value:.6g}")
-        if left_out := len(taught.pairs) - len(results.measured):
+        if left_out := len(taught.pairs) - len(results.exact):
             print(f"\nnot measured: {left_out} of {len(taught.pairs)}")
         if wrong:
-            print(f"\nnot exact yet: {len(wrong)} of {len(results.measured)}")
+            print(f"\nnot exact yet: {len(wrong)} of {len(results.exact)}")
         for number, row in enumerate(_rows(module.trained, wrong if objects.output else wrong[:MAX_SHOWN])):
             write(row)
             if number < MAX_SHOWN:
@@ -57,21 +57,18 @@ class PairResults(Callback):
     """Collects the result of a validation for each pair.
 
     Attributes:
-        measured: The pairs that were validated; ``limit_val_batches`` may leave some out.
-        exact: Those of them whose answer the model gives back exactly.
+        exact: Whether the model gives the pair back exactly, by its row; ``limit_val_batches`` may leave rows out.
     """
 
     def __init__(self) -> None:
-        self.measured: set[QAPair] = set()
-        self.exact: set[QAPair] = set()
+        self.exact: dict[int, bool] = {}
 
     @override
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: list[QAPair], *_: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
         exact: Tensor = outputs
-        self.measured.update(batch)
-        self.exact.update(compress(batch, exact.tolist()))
+        self.exact.update(zip(batch.rows.tolist(), exact.tolist(), strict=True))
 
 
 def _rows(trained: TrainedGPT, pairs: Sequence[QAPair]) -> Iterator[dict[str, str]]:

@@ -22,10 +22,11 @@ from tinygpt_lightning.commands.errors import UsageError, shorten
 from tinygpt_lightning.commands.settings import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
-from tinygpt_lightning.gpt.model import GPTConfig, without_weights
+from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
+from tinygpt_lightning.trained import without_weights
 
 SETTINGS = ("model", "data", "stages", "renumber")  # what makes a run; with them it can be made again
 # A stack of replicates is one set of parameters: only what goes number by number is one optimizer for each.
@@ -150,7 +151,8 @@ class RecipeParser(Parser):
     def add_recipe_arguments(self) -> None:
         """Add what makes a run, in the words of `fit`."""
         self.add_class_arguments(TinyGPTModule, "model", instantiate=False, skip={"vocab", "taught"})
-        others = {"path", "batch_size", "questions", "prompts", "n_positions"}  # of many pairs, or of other commands
+        # Settings of many pairs, or of other commands.
+        others = {"path", "prompt_to", "batch_size", "questions", "prompts", "n_positions"}
         self.add_class_arguments(QADataModule, "data", instantiate=False, skip=others)
         one_stage = [Namespace(dataclasses.asdict(StudyStage(epochs=30)))]  # type: ignore[no-untyped-call]
         self.add_argument("--stages", type=list[StudyStage], default=one_stage, help="The stages, in order.")

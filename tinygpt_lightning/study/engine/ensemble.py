@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.data.batches import IGNORED, PairEncoder
+from tinygpt_lightning.data.batches import Collate
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.study.design.recipe import Recipe
 from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters
@@ -40,9 +40,10 @@ class Lesson:
     @classmethod
     def of(cls, recipe: Recipe, stage: int, device: torch.device) -> Lesson:
         """What ``recipe`` teaches at ``stage``, in the vocabulary in use there."""
-        batch = PairEncoder(recipe.tokenizer(stage), recipe.taught)(recipe.taught.pairs).to(device)  # of one pair
-        answer = int((batch.answers == IGNORED).sum())
-        return cls(batch.inputs[0], batch.targets[0], answer, answer if recipe.loss_on == "answer" else 0)
+        batch = Collate(recipe.tokenizer(stage), recipe.taught)([(0, recipe.taught.pairs[0])])
+        answer = int((~batch.mask).sum())
+        loss = answer if recipe.loss_on == "answer" else 0
+        return cls(batch.ids[0].to(device), batch.targets[0].to(device), answer, loss)
 
 
 class Ensemble:
