@@ -150,7 +150,7 @@ def test_the_folder_of_a_configurations_runs_is_read_from_it(home: Path, typed: 
     [
         ((), "no finished run in checkpoints: expected --ckpt_path FILE, or --config FILE, got neither"),
         (("--ckpt_path", "none.ckpt"), "none.ckpt: cannot be read: No such file or directory"),
-        (("--ckpt_path", "small.yaml"), "small.yaml: is no checkpoint"),
+        (("--ckpt_path", "small.yaml"), "small.yaml: expected a file"),
         (("--config", "none.yaml"), "none.yaml: No such file or directory"),
         (("--config", "broken.yaml"), "broken.yaml: expected YAML"),
         (("--ckpt", "none.ckpt"), "unrecognized arguments: --ckpt none.ckpt"),

@@ -245,6 +245,19 @@ def test_what_is_not_learnt_is_shown_with_what_it_says_instead(there: Path, tmp_
     ]
 
 
+def test_pairs_that_were_not_measured_are_not_judged(there: Path, tmp_path: Path, command: Command) -> None:
+    wrong = [{"question": q, "answer": "in"} for q, _ in COMPOSED]
+    (tmp_path / "wrong.jsonl").write_text(in_lines(wrong), encoding="utf-8")
+    limit = ("--data.batch_size", "2", "--trainer.limit_val_batches", "1", "--output", tmp_path / "rest.jsonl")
+    result = command(*VALIDATE, "--data.path", tmp_path / "wrong.jsonl", *limit)
+    assert result.code == 0, result.err
+    assert len(rows_of(tmp_path / "rest.jsonl")) == 2
+    assert "\nnot measured: 4 of 6\n" in result.out
+    result = command(*VALIDATE, *limit)
+    assert "val/exact_match        1\n" in result.out
+    assert not rows_of(tmp_path / "rest.jsonl")
+
+
 def test_of_many_the_first_20_are_shown_and_all_are_written(there: Path, tmp_path: Path, command: Command) -> None:
     rows = [{"question": "X" * i, "answer": "in"} for i in range(1, 24)]
     (tmp_path / "wrong.jsonl").write_text(in_lines(rows), encoding="utf-8")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
@@ -39,11 +39,11 @@ def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
     checkpoint = local_path(_checkpoint(settings))
     run = Run(checkpoint if checkpoint.is_dir() else checkpoint.parent)
     begun = _settings_beside(run)
-    loss_on = (begun or settings.plain)["model"]["loss_on"]
+    loss_on = begun["model"].get("loss_on", "all") if begun else settings.plain["model"]["loss_on"]
     module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=loss_on)
     # The run's own file of pairs need not be read: its pairs are in the checkpoint, as they were taught.
     typed = any(arg.partition("=")[0] in PAIR_FLAGS for arg in settings.args)
-    is_own = settings.config.data.path in (None, begun and begun["data"]["path"])
+    is_own = settings.config.data.path in (None, begun and begun["data"].get("path"))
     objects.data.adopt(module.trained, pairs=is_own and not typed)
     return objects, module
 
@@ -129,7 +129,7 @@ def _checkpoint(settings: Settings) -> str | Path:
     return newest_checkpoint(settings.config_files, settings.folder)
 
 
-def _settings_beside(run: Run) -> dict[str, object] | None:
+def _settings_beside(run: Run) -> dict[str, Any] | None:
     """The settings of the run that a checkpoint lies in; None where it lies elsewhere, since it suffices alone."""
     if not run.config.exists():
         return None

@@ -47,7 +47,7 @@ def write_hugging_face(trained: TrainedGPT, folder: Path) -> None:
     from transformers import GenerationConfig, GPT2LMHeadModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model, tokenizer = trained.model, trained.tokenizer
     symbols = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.vocab[PAD]}
     with torch.device("meta"):
@@ -56,7 +56,9 @@ def write_hugging_face(trained: TrainedGPT, folder: Path) -> None:
     theirs.load_state_dict(weights, assign=True)
     theirs.tie_weights()
     max_length = trained.taught.max_length or model.config.n_positions
-    theirs.generation_config = GenerationConfig(do_sample=False, max_length=max_length, **symbols)
+    theirs.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, max_length=max_length, **symbols
+    )
     theirs.save_pretrained(folder)
     descriptions = {
         TOKENIZER: tokenizer_json(tokenizer),
@@ -148,7 +150,7 @@ def _their_config(trained: TrainedGPT, symbols: dict[str, int | None]) -> GPT2Co
         **symbols,
         CHECKPOINT_KEY: {**{name: described[name] for name in TAUGHT}, "initializer_range": config.initializer_range},
     }
-    return GPT2Config(**theirs)  # type: ignore[arg-type]
+    return GPT2Config(**theirs)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

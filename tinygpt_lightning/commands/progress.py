@@ -117,7 +117,7 @@ def _state(trainer: Trainer, pairs: int) -> str:
     if "val/exact_match" not in metrics:
         return f"{state}exactness not measured"
     share = float(metrics["val/exact_match"])
-    if trainer.limit_val_batches != 1.0:  # type: ignore[attr-defined]
+    if trainer.limit_val_batches != 1.0:
         return f"{state}{share:.0%} of the measured pairs exact"
     if pairs > 1:
         return f"{state}{round(share * pairs)}/{pairs} exact"
