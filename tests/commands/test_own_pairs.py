@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def test_a_terminal_shows_how_far_it_has_come_beside_the_texts(learnt: Path, man
     with (tmp_path / "texts").open("w") as texts:
         it = start(learnt, "--data.path", many, stdout=texts.fileno(), stderr=theirs)
     os.close(theirs)
-    shown = read_until(ours, lambda shown: "/100000" in shown)
+    shown = read_until(ours, lambda shown: bool(re.search(r"[1-9]/100000", shown)))
     it.send_signal(signal.SIGINT)
     it.wait(60)
     os.close(ours)
@@ -289,7 +290,7 @@ FIT_MISTAKES = {
     ),
     "too long": (
         '{"question": "q", "answer": "' + "q" * 99 + '"}',
-        "line 7: expected a text with room in model.config.n_positions, 96, got one of 121",
+        "line 7: the text needs 121 positions",
     ),
 }
 
@@ -366,9 +367,7 @@ def test_texts_that_the_model_has_no_room_for_are_told(there: Path, tmp_path: Pa
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"error: {tmp_path}/q.csv: line 3: prompt: expected at most max_length=")
     result = command(*VALIDATE, "--data.path", tmp_path / "q.csv")
-    assert result.err == (
-        f"error: {tmp_path}/q.csv: line 3: expected a text with room in model.config.n_positions, 96, got one of 113\n"
-    )
+    assert result.err.startswith(f"error: {tmp_path}/q.csv: line 3: the text needs 113 positions")
     last = "checkpoints/own/version_0/last.ckpt"
     result = command("validate", "--ckpt_path", last, "--data.question", "X" * 90, "--data.answer", "in")
     assert (result.code, result.out) == (2, "")

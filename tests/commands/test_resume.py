@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(half: Path, trained: Path
     result = command(*RESUME)
     first = result.err.splitlines()[0]
     assert first.startswith(f"{RUN}/last.ckpt: is ")
-    assert first.endswith(f"going on from {RUN}/stage-1.ckpt")
+    assert first.endswith(f"resuming from {RUN}/stage-1.ckpt")
     assert same_weights(RUN, trained)
 
 
@@ -82,7 +82,7 @@ def test_a_run_with_nothing_but_damage_is_not_begun_anew(half: Path, command: Co
     (RUN / "stage-1.ckpt").write_bytes(b"PK")
     result = command(*RESUME)
     assert (result.code, result.out) == (2, "")
-    assert result.err == f"error: {RUN}/stage-1.ckpt: is truncated\n"
+    assert result.err == f"error: {RUN}/stage-1.ckpt: is damaged or truncated\n"
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_place(
@@ -265,7 +265,7 @@ def test_a_checkpoint_full_of_nonsense_is_refused_whoever_reads_it(half: Path, c
     for args in ((*FIT, "--ckpt_path", RUN / "stage-1.ckpt"), ("predict", "--ckpt_path", RUN / "stage-1.ckpt"), RESUME):
         result = command(*args)
         assert (result.code, result.out) == (2, "")
-        assert result.err.startswith(f"error: {RUN}/stage-1.ckpt: is of ")
+        assert result.err.startswith(f"error: {RUN}/stage-1.ckpt: is invalid: ")
         assert len(result.err.splitlines()) == 1
 
 
