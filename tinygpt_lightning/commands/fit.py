@@ -84,9 +84,9 @@ def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[
         staged = StagedTraining(objects.stages, opened.run.path)
     return [
         stop,
-        TensorBoardReport(staged.schedule, opened.settings.plain, stop),
+        TensorBoardReport(staged, opened.settings.plain, stop),
         staged,
-        StageProgress(staged.schedule, len(objects.data.taught.pairs)),
+        StageProgress(staged, len(objects.data.taught.pairs)),
         ExactResume(),
         RunFiles(opened.run, opened.settings.text, objects.save_every_n_seconds, stop),
     ]

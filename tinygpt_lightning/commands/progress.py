@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from typing_extensions import override
 
-from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import say
 
 
@@ -46,12 +46,12 @@ class StageProgress(Callback):
     """Shows the progress of each stage: a live line in a terminal, elsewhere one plain line at its end.
 
     Args:
-        schedule: Which epoch belongs to which stage.
+        staged: The callback that knows the stages.
         pairs: How many pairs are taught.
     """
 
-    def __init__(self, schedule: Schedule, pairs: int = 1) -> None:
-        self.schedule = schedule
+    def __init__(self, staged: StagedTraining, pairs: int = 1) -> None:
+        self.staged = staged
         self.pairs = pairs
         self._begin()
 
@@ -63,7 +63,7 @@ class StageProgress(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._update(trainer, self.schedule.stages[self.schedule.stage_at(trainer.current_epoch)].epochs)
+        self._update(trainer, self.staged.stages[self.staged.position.index].epochs)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Complete the stage's line; the stage may end before its epochs do."""
@@ -82,21 +82,17 @@ class StageProgress(Callback):
     def _begin(self) -> None:
         self._lines = progress_lines("epochs")
         self._tasks: dict[int, TaskID] = {}  # by stage
-        self._start = 0  # first epoch of the stage that is shown
-        self._index = -1  # of that stage
         self._line = ""  # the stage's plain line, not printed yet
 
     def _update(self, trainer: Trainer, epochs: int | None = None) -> None:
         """Update the stage's line; ``epochs`` is its length, None if it has ended."""
         if not trainer.is_global_zero:
             return
-        epoch = trainer.current_epoch
-        index = self.schedule.stage_at(epoch)
-        title = f"stage {index + 1}/{len(self.schedule.stages)}"
-        if index != self._index:
-            self._index, self._start = index, self.schedule.start_of_stage(epoch)
+        index = self.staged.position.index
+        title = f"stage {index + 1}/{len(self.staged.stages)}"
+        if index not in self._tasks:
             self._tasks[index] = self._lines.add_task(title, state="")
-        done = epoch + 1 - self._start
+        done = trainer.current_epoch + 1 - self.staged.position.begun
         total = epochs or done
         state = _state(trainer, self.pairs)
         self._lines.update(self._tasks[index], completed=done, total=total, state=state)

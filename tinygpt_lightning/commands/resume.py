@@ -21,8 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
-from tinygpt_lightning.callbacks.stage_end import ended_early
-from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.runs import FILES_KEY, Run, list_runs, new_run
 from tinygpt_lightning.commands.settings import Settings, decisive
@@ -178,15 +177,17 @@ def _check_unchanged(begun: Mapping[str, Any], now: Mapping[str, Any], stages_be
 
 
 def _stages_begun(checkpoint: Mapping[str, Any]) -> int:
-    states = checkpoint.get("callbacks", {})
-    return max((state["built"] + 1 for state in states.values() if "built" in state), default=0)
+    return int(_stages_state(checkpoint).get("built", -1)) + 1
 
 
 def _is_at_the_end(checkpoint: Mapping[str, Any], settings: Settings) -> bool:
-    # "epoch" of a checkpoint from the middle of an epoch does not say how many epochs are done.
-    loops = checkpoint.get("loops")
-    done: int = loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
-    return done >= Schedule(settings.config.stages, ended_early(checkpoint)).epochs
+    is_over = bool(_stages_state(checkpoint).get("is_over"))
+    return is_over and _stages_begun(checkpoint) >= len(settings.config.stages)
+
+
+def _stages_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).get(StagedTraining.__qualname__, {})
+    return state
 
 
 def _is_at_step(path: Path, global_step: int) -> bool:
