@@ -58,38 +58,16 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
 # Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
 # the end of the run. All others must stay.
 FREE_SETTINGS = (
-    "data.prompts",
-    "data.questions",
-    "generation",
-    "save_every_n_seconds",
-    "trainer.default_root_dir",
-    "trainer.detect_anomaly",
-    "trainer.enable_autolog_hparams",
-    "trainer.enable_checkpointing",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.fast_dev_run",
-    "trainer.limit_predict_batches",
-    "trainer.limit_test_batches",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.max_time",
-    "trainer.model_registry",
-    "trainer.profiler",
-)
+    "data.prompts", "data.questions", "generation", "save_every_n_seconds", "trainer.default_root_dir",
+    "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
+    "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
+    "trainer.max_time", "trainer.model_registry", "trainer.profiler",
+)  # fmt: skip
 FREE_CALLBACKS = (
-    "DeviceStatsMonitor",
-    "EarlyStopping",
-    "LearningRateMonitor",
-    "ModelCheckpoint",
-    "ModelSummary",
-    "OnExceptionCheckpoint",
-    "RichModelSummary",
-    "RichProgressBar",
-    "ThroughputMonitor",
-    "Timer",
-    "TQDMProgressBar",
-)
+    "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
+    "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "Timer", "TQDMProgressBar",
+)  # fmt: skip
 
 
 @contextmanager
