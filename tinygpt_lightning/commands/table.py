@@ -38,6 +38,7 @@ COMMANDS = {
         "tinygpt_lightning.commands.chat.command",
         "chat",
     ),
+    "show": Command("Write a page that shows a trained model at work.", "tinygpt_lightning.commands.show", "show"),
     "export": Command(
         "Write a trained network as Hugging Face's programs read it.", "tinygpt_lightning.commands.exchange", "export"
     ),
