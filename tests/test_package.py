@@ -13,6 +13,7 @@ PUBLIC = {
     "GenerationConfig",
     "QADataModule",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",

@@ -6,7 +6,10 @@ function draw() {
   drawChips();
   drawRunners();
   if (planar) drawPlanes();
-  for (const grid of grids) grid.paint();
+  for (const grid of grids) {
+    if (grid.isNear) grid.paint();
+    else grid.isStale = true;
+  }
   drawAttention();
   drawNeed();
   drawLearning();
@@ -103,6 +106,7 @@ function drawRunners() {
 function drawPlanes() {
   const { pass, t, along } = state;
   const view = { model, pass: { ...pass, x: pass.x.slice(0, positions()) }, t, along, bounds: state.bounds, stripes: state.stripes };
+  Object.assign(view, { symbol: visible(model.symbols[pass.ids[t]]), words: [0, 1, 2].map((n) => say(`along_${n}`)) });
   drawPlane(find("plane-picture"), view);
   const points = path(model, pass, t).map((place) => `(${place.map(shown).join(", ")})`);
   find("plane-picture").setAttribute("aria-label", say("plane_label", { c: named(pass.ids[t]), t, path: points.join(" → ") }));

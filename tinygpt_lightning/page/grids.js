@@ -65,6 +65,7 @@ class Grid {
 
   /** Draw it anew, with the numbers as they are now. */
   paint() {
+    this.isStale = false;
     const [rows, columns] = (this.shape = this.size());
     this.largest = 1e-12;
     let [low, high] = [Infinity, -Infinity];
@@ -124,7 +125,7 @@ class Grid {
     const lit = refs.filter((ref) => this.owns(ref));
     if (!lit.length && !this.lit.length) return;
     this.lit = lit;
-    this.show();
+    if (!this.isStale) this.show();
   }
 
   cellAt(event) {

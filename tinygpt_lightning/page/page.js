@@ -110,8 +110,21 @@ function addGrid(parent, caption, spec) {
   const label = (values) => say("heat_label", { a: caption, ...values });
   const grid = new Grid(canvas, { range, label, ...spec(canvas) }, { point, drag: null, ...spec(canvas).on });
   grids.push(grid);
+  near.observe(canvas);
   return grid;
 }
+
+/** Only what is on the screen, or close to it, is drawn at once; the rest when it comes there. */
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const grid = grids.find(({ canvas }) => canvas === target);
+      grid.isNear = isIntersecting;
+      if (isIntersecting && grid.isStale) grid.paint();
+    }
+  },
+  { rootMargin: "300px" },
+);
 
 /** A row of the pass for each position, standing upright: channels from top to bottom, the text from left to right. */
 const strip = (name) => (canvas) => ({
@@ -299,7 +312,8 @@ function listen() {
     });
   }
   for (const details of all("details[data-table]")) details.addEventListener("toggle", () => details.open && fillTable(details));
-  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("print").addEventListener("change", () => (draw(), grids.forEach((grid) => grid.paint())));
   window.addEventListener("resize", draw);
 }
 

@@ -102,6 +102,30 @@ function drawPlane(canvas, view) {
   });
   const [a, b] = between(points, along);
   dot(context, x(a), y(b), 7, css("--accent"));
+  labels(context, view, points.map((point) => [x(point[0]), y(point[1])]), width, height);
+}
+
+/** Names of the stations beside the path of the chosen point, each where it hides no other. */
+function labels(context, { along, words, symbol }, points, width, height) {
+  context.font = "13px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  const taken = [];
+  points.slice(0, Math.floor(along) + 1).forEach(([px, py], n) => {
+    if (n === 3) return; // on the line it is said by the stripe
+    const text = n === 0 ? `${symbol}: ${words[0]}` : words[n];
+    const half = context.measureText(text).width / 2;
+    const middle = Math.max(half + 2, Math.min(width - half - 2, px));
+    let at = py - 16;
+    while (taken.some(([left, right, y]) => middle + half > left && middle - half < right && Math.abs(y - at) < 16)) at -= 16;
+    at = Math.max(32, Math.min(height - 10, at));
+    taken.push([middle - half, middle + half, at]);
+    context.fillStyle = css("--back");
+    context.globalAlpha = 0.8;
+    context.fillRect(middle - half - 2, at - 8, 2 * half + 4, 16);
+    context.globalAlpha = 1;
+    context.fillStyle = css("--ink");
+    context.fillText(text, middle, at);
+  });
 }
 
 function drawStripes(context, { model, stripes: runs }, x, height, winner) {
