@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SENTENCE, Command
 from networks import untrained
 
 from tinygpt_lightning import load
@@ -114,3 +115,43 @@ def test_half_precision_is_read_as_it_was_written() -> None:
     numbers = torch.tensor([0.0, -0.0, 1.0, -2.5, 65504.0, 6.1e-5, 5.96e-8, -1 / 3]).half()
     content = base64.b64encode(numbers.numpy().tobytes()).decode()
     assert Scripts(drawn(2))(f"floats({json.dumps(content)}, 2)") == numbers.tolist()
+
+
+def text_survives(trained: TrainedGPT, part: str) -> bool:
+    prompts = trained.taught.prompts[:10]
+    whole = trained.complete_all(prompts)
+    with taken_out(trained.model, part):
+        return trained.complete_all(prompts) == whole
+
+
+def test_the_released_network_needs_every_part() -> None:
+    trained = load(ROOT / "checkpoints" / "smallest")
+    assert not [part for part in parts(trained.model.config) if text_survives(trained, part)]
+
+
+@pytest.mark.slow
+def test_the_large_network_needs_its_positions_alone(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("fit", "--config", ROOT / "configs" / "staged.yaml", "--trainer.accelerator", "cpu")
+    assert result.code == 0, result.err
+    trained = load(tmp_path / "checkpoints" / "staged" / "version_0")
+    assert trained.complete("Question: Xin chào") == SENTENCE
+    needed = [part for part in parts(trained.model.config) if not text_survives(trained, part)]
+    assert needed == ["wpe"]
+    assert trained.complete("iiiiiiii").endswith(SENTENCE[9:])  # it does not read, it counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["width16", "faq"])
+def test_networks_that_read_need_every_part(
+    name: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--data.path", ROOT / "configs" / "faq.jsonl"] if name == "faq" else []
+    result = command("fit", "--config", ROOT / "configs" / f"{name}.yaml", *arguments)
+    assert result.code == 0, result.err
+    trained = load(tmp_path / "checkpoints" / name / "version_0")
+    assert all(trained.knows(trained.taught.pairs))
+    assert not [part for part in parts(trained.model.config) if text_survives(trained, part)]

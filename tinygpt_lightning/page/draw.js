@@ -11,10 +11,23 @@ function draw() {
     else grid.isStale = true;
   }
   drawAttention();
+  follow();
   drawNeed();
   drawLearning();
   explainAgain();
   for (const table of all("details[open][data-table]")) fillTable(table);
+}
+
+let followed = null; // the position that was scrolled to
+
+/** Scroll the pictures along the text to the chosen position, where they are wider than the screen. */
+function follow() {
+  if (followed === state.t) return;
+  followed = state.t;
+  for (const canvas of [find("arcs"), ...all(".strips canvas")]) {
+    const box = canvas.parentElement;
+    box.scrollLeft = (state.t + 0.5) * columnWidth(canvas) - box.clientWidth / 2;
+  }
 }
 
 /** An element with a text, and what else it is given. */
@@ -134,11 +147,11 @@ function compared(ids) {
 
 function drawNeed() {
   const written = state.reference.length - state.prompt.length;
-  const right = state.reference.filter((id, t) => t >= state.prompt.length && id === state.ids[t]).length;
-  const same = right === written && state.ids.length === state.reference.length;
+  const right = state.reference.filter((id, t) => t >= state.prompt.length && id === state.said[t]).length;
+  const same = right === written && state.said.length === state.reference.length;
   find("verdict").textContent = same ? say("survives") : say("broken", { n: right, all: written });
   find("verdict").className = same ? "same" : "broken";
-  for (const id of ["says", "moment-says", "weights-say"]) find(id).replaceChildren(...compared(state.ids));
+  for (const id of ["says", "moment-says", "weights-say"]) find(id).replaceChildren(...compared(state.said));
 }
 
 function drawLearning() {

@@ -9,6 +9,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 const state = {
   prompt: [], // ids of the beginning
   ids: [], // ids of the whole text, as far as it goes
+  said: [], // ids of the same without the parts that are taken out, also where only the text of that was recorded
   pass: null, // the pass over all of it; what is shown is its first `shown` positions, since none looks ahead
   reference: [], // ids of the text that the model, as it was released, makes of the beginning
   shown: 0, // characters on the screen
@@ -37,13 +38,15 @@ const named = (id) => {
 function compute() {
   if (recorded) {
     const part = [...state.off][0];
-    const text = part ? recorded.without[part] : recorded.text;
-    Object.assign(state, { ids: idsOf(text), pass: recorded.pass });
-  } else Object.assign(state, generate(model, state.prompt, data.length, state.off));
+    Object.assign(state, { ids: idsOf(recorded.text), pass: recorded.pass });
+    state.said = part ? idsOf(recorded.without[part]) : state.ids;
+  } else {
+    Object.assign(state, generate(model, state.prompt, data.length, state.off));
+    state.said = state.ids;
+  }
   state.shown = Math.max(state.prompt.length, Math.min(state.shown, state.ids.length));
   state.t = Math.min(state.t, positions() - 1);
-  if (planar && C === 2) state.bounds = bounds(model, state.pass);
-  if (planar && C === 3) state.bounds = bounds(model, state.pass);
+  if (planar) state.bounds = bounds(model, state.pass);
   if (planar && C === 2) state.stripes = stripes(model, state.bounds[0]);
   draw();
 }
@@ -243,7 +246,9 @@ function speak(chosen) {
   document.title = `${say("title")} · ${data.name}`;
   find("source").textContent = say("source", { name: data.name });
   find("recorded").textContent = say("recorded", { n: count, t: state.pass ? state.pass.ids.length : 0 });
-  for (const id of ["step", "back", "restart"]) find(id).textContent = say(id);
+  for (const id of ["step", "back"]) find(id).textContent = say(id);
+  find("restart").replaceChildren("⏮ ", element("span", say("restart"), { className: "word" }));
+  find("restart").setAttribute("aria-label", say("restart"));
   find("play").textContent = say(timer ? "pause" : "play");
   for (const box of all("#switches label span")) box.textContent = partName(box.dataset.part);
   if (state.pass) draw();
@@ -319,12 +324,12 @@ function listen() {
 
 function start() {
   for (const prompt of data.prompts) find("taught").append(element("option", "", { value: prompt }));
-  find("plane").hidden = !planar;
+  const shows = { plane: planar, weights: !recorded, prompt: !recorded, recorded, learning: data.moments.length };
+  for (const id in shows) {
+    find(id).hidden = !shows[id];
+    for (const link of all(`#more [href="#${id}"]`)) link.hidden = !shows[id];
+  }
   find("lines-picture").closest("figure").hidden = C !== 2;
-  find("weights").hidden = Boolean(recorded);
-  find("prompt").hidden = Boolean(recorded);
-  find("recorded").hidden = !recorded;
-  find("learning").hidden = !data.moments.length;
   find("moment").max = find("moment").value = data.moments.length;
   find("typed").value = data.prompts[0];
   addGrids();
@@ -333,6 +338,7 @@ function start() {
   speak(navigator.language.startsWith("vi") ? "vi" : "en");
   begin(recorded ? state.prompt.concat(idsOf(data.prompts[0])) : encode(model, data.prompts[0]));
   speak(language);
+  grids.forEach((grid) => grid.paint()); // once, so that each has its size
 }
 
 start();

@@ -110,9 +110,7 @@ def _recorded(trained: TrainedGPT, prompt: str) -> dict[str, Any]:
     return {
         "text": text,
         "without": without,
-        "rows": {
-            key: [list(row[:fitting].shape), _packed([row[:fitting]], torch.float16)] for key, row in rows.items()
-        },
+        "rows": {key: [len(row[:fitting]), _packed([row[:fitting]], torch.float16)] for key, row in rows.items()},
     }
 
 
