@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinygpt_lightning.data.batches import PairEncoder
+from tinygpt_lightning.data.batches import Collate
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.trained import TrainedGPT
@@ -36,11 +36,11 @@ def untrained(
 def learnt(pairs: Sequence[QAPair] = PAIRS, **more: Any) -> TrainedGPT:
     """A network that knows ``pairs``."""
     network = untrained(pairs, **more)
-    batch = PairEncoder(network.tokenizer, network.taught)(network.taught.pairs)
+    batch = Collate(network.tokenizer, network.taught)(list(enumerate(network.taught.pairs)))
     optimizer = torch.optim.AdamW(network.model.parameters(), lr=1e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        logits = network.model(batch.inputs)
+        logits = network.model(batch.ids)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).backward()
         optimizer.step()
     assert all(network.knows(network.taught.pairs))

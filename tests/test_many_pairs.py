@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import quiet_trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from tinygpt_lightning.data.batches import Collate
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.module import TinyGPTModule
@@ -53,6 +55,20 @@ def test_two_processes_with_half_the_batch_follow_one_with_the_whole(file: str) 
     assert theirs == pytest.approx(metrics, rel=1e-5)
 
 
+def test_two_processes_count_a_single_pair_once() -> None:
+    torch.manual_seed(0)
+    counted = PairsCounted()
+    module = TinyGPTModule(GPTConfig(n_positions=64, n_embd=16, n_head=2), optimizer=partial(AdamW, lr=1e-3))
+    trainer = quiet_trainer(max_epochs=1, strategy="ddp_spawn", devices=2, callbacks=[counted])
+    trainer.fit(module, QADataModule())
+    assert trainer.callback_metrics["pairs"] == 1
+
+
+class PairsCounted(Callback):
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("pairs", pl_module.metrics.pairs.float(), sync_dist=True, reduce_fx="sum")
+
+
 @pytest.mark.parametrize("loss_on", ["all", "answer"])
 def test_every_character_that_counts_counts_once(file: str, loss_on: Any) -> None:
     data = QADataModule(path=file, batch_size=8)
@@ -73,33 +89,38 @@ def test_every_character_that_counts_counts_once(file: str, loss_on: Any) -> Non
 
 def test_the_training_step_learns_from_what_counts_alone(file: str) -> None:
     data = QADataModule(path=file, batch_size=8)
-    pairs = next(iter(data.val_dataloader()))
+    together = next(iter(data.val_dataloader()))
+    pairs = [data.taught.pairs[row] for row in together.rows]
+    collate = Collate(data.tokenizer, data.taught)
     gradients = []
-    for batches in ([pairs], [[pair] for pair in pairs]):
+    for batches in ([together], [collate([(0, pair)]) for pair in pairs]):
         module = module_for(data, loss_on="answer")
         module.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
         module.trainer = quiet_trainer()
-        counts = [sum(len(data.taught.parts(pair)[1]) + 1 for pair in batch) for batch in batches]
+        lengths = [len(data.taught.parts(pair)[1]) + 1 for pair in pairs]
+        counts = [sum(lengths)] if len(batches) == 1 else lengths
         for batch, count in zip(batches, counts, strict=True):
             (module.training_step(batch) * count / sum(counts)).backward()
         gradients.append([parameter.grad for parameter in module.parameters()])
-    for together, alone in zip(*gradients, strict=True):
-        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    for batched, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(batched, alone, rtol=0, atol=1e-6)
 
 
-def test_the_share_of_pairs_is_what_decoding_gives_back(file: str) -> None:
-    data = QADataModule(path=file, batch_size=8)
+@pytest.mark.parametrize("end_symbol", [True, False])
+def test_the_share_of_exact_pairs_is_the_share_that_decoding_gives_back(file: str, end_symbol: bool) -> None:
+    data = QADataModule(path=file, batch_size=8, end_symbol=end_symbol)
     module = module_for(data)
     optimizer = AdamW(module.parameters(), lr=1e-2)
     shares = set()
     for _ in range(40):
-        for pairs in [*data.train_dataloader()] * 2:
+        for batch in [*data.train_dataloader()] * 2:
             optimizer.zero_grad()
-            batch = module._encode(pairs)
-            F.cross_entropy(module.model(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
+            F.cross_entropy(module.model(batch.ids).flatten(0, 1), batch.targets.flatten()).backward()
             optimizer.step()
         share = quiet_trainer().validate(module, data, verbose=False)[0]["val/exact_match"]
         texts = module.trained.complete_all(data.taught.prompts)
-        assert share == pytest.approx(sum(map(str.__eq__, texts, map(data.taught.text, data.taught.pairs))) / 21)
+        exact = list(map(str.__eq__, texts, map(data.taught.text, data.taught.pairs)))
+        assert module.trained.knows(data.taught.pairs) == exact
+        assert share == pytest.approx(sum(exact) / 21)
         shares.add(share)
-    assert len(shares) > 3, "and not all or nothing"
+    assert len(shares) > (3 if end_symbol else 1), "and not all or nothing"

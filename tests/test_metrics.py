@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.text.helper import _edit_distance
-from torchmetrics.text import CharErrorRate, Perplexity
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
 
-from tinygpt_lightning.data.batches import IGNORED, exact_rows
-from tinygpt_lightning.metrics import PairMetrics, edit_distances
-
-ids = st.integers(0, 2)
-rows = st.lists(st.lists(st.tuples(ids, ids), max_size=8), min_size=1, max_size=8)  # predicted and expected
-
-
-@settings(deadline=None)
-@given(rows)
-def test_the_distances_are_those_of_one_row_after_the_other(rows: list[list[tuple[int, int]]]) -> None:
-    longest = max(map(len, rows))
-    padded = torch.tensor([[*row, *[(7, 8)] * (longest - len(row))] for row in rows]).view(len(rows), longest, 2)
-    expected = [_edit_distance([a for a, _ in row], [b for _, b in row]) for row in rows]
-    lengths = torch.tensor([len(row) for row in rows])
-    assert edit_distances(padded[..., 0], padded[..., 1], lengths).tolist() == expected
+from tinygpt_lightning.data.batches import COPY, IGNORED, Batch
+from tinygpt_lightning.metrics import PairMetrics
 
 
 def logits_of(seed: int, answers: Tensor, luck: float) -> Tensor:
@@ -38,7 +25,11 @@ def logits_of(seed: int, answers: Tensor, luck: float) -> Tensor:
 
 @pytest.mark.parametrize("luck", [0.0, 0.8, 0.97, 1.0])
 def test_all_are_those_of_torchmetrics_over_batches_of_several_lengths(luck: float) -> None:
-    ours, perplexity, rate = PairMetrics(), Perplexity(ignore_index=IGNORED), CharErrorRate()
+    ours, perplexity, accuracy = (
+        PairMetrics(),
+        Perplexity(ignore_index=IGNORED),
+        MulticlassAccuracy(26, average="micro", ignore_index=IGNORED),
+    )
     exact = []
     for seed, starts, ends in ((0, [0, 3, 5], [9, 9, 7]), (1, [2], [4]), (2, [0] * 20, list(range(1, 21)))):
         columns = torch.arange(max(ends))
@@ -48,22 +39,25 @@ def test_all_are_those_of_torchmetrics_over_batches_of_several_lengths(luck: flo
         logits = logits_of(seed, answers, luck)
         said = logits.argmax(-1)
         loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
-        ours.update(loss, (~outside).sum(), said, answers, exact_rows(said, answers))
+        is_exact = ((said == answers) | outside).all(dim=1)
+        ours.update(loss, (~outside).sum(), said, batch_of(answers), is_exact)
         perplexity.update(logits, answers)
-        for row, expected, out in zip(said, answers, outside, strict=True):
-            texts = ["".join(chr(97 + i) for i in sequence[~out].tolist()) for sequence in (row, expected)]
-            rate.update(*texts)
-            exact.append(texts[0] == texts[1])
+        accuracy.update(logits.flatten(0, 1), answers.flatten())
+        exact += is_exact.tolist()
     measured = ours.compute()
-    assert measured["val/char_error_rate"].equal(rate.compute())
+    assert measured["val/next_char_error_rate"].item() == pytest.approx(1 - accuracy.compute().item(), abs=1e-6)
     assert measured["val/perplexity"].item() == pytest.approx(perplexity.compute().item(), rel=1e-5)
     assert measured["val/loss"].exp().equal(measured["val/perplexity"])
     assert measured["val/exact_match"].item() == pytest.approx(sum(exact) / len(exact))
 
 
-def measure(loss: Tensor, count: int) -> tuple[Tensor, ...]:
+def batch_of(answers: Tensor, row: int = 0) -> Batch:
+    return Batch(answers, answers, answers != IGNORED, torch.full((len(answers),), row))
+
+
+def measure(loss: Tensor, count: int, row: int = 0) -> tuple[Any, ...]:
     nothing = torch.zeros(1, 1, dtype=torch.long)
-    return loss, torch.tensor(count), nothing, nothing, torch.tensor([True])
+    return loss, torch.tensor(count), nothing, batch_of(nothing, row), torch.tensor([True])
 
 
 def test_the_mean_is_over_characters_and_not_over_batches() -> None:
@@ -78,3 +72,11 @@ def test_the_mean_of_one_batch_is_that_batchs_to_the_bit() -> None:
         metrics = PairMetrics()
         metrics.update(*measure(loss, 63))
         assert metrics.compute()["val/loss"].equal(loss)
+
+
+def test_a_copy_that_another_process_counts_is_not_counted() -> None:
+    metrics = PairMetrics()
+    metrics.update(*measure(torch.tensor(1.0), 30))
+    metrics.update(*measure(torch.tensor(4.0), 10, row=COPY))
+    assert metrics.compute()["val/loss"].item() == 1
+    assert (metrics.pairs, metrics.exact, metrics.length) == (1, 1, 1)

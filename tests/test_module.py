@@ -3,7 +3,7 @@ import csv
 import math
 import pickle
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -74,16 +74,6 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validations.append({name: value.item() for name, value in trainer.callback_metrics.items()})
-
-
-def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """Levenshtein's, by the textbook."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row, above = [i], row
-        for j, y in enumerate(b, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
-    return row[-1]
 
 
 # The loss
@@ -278,9 +268,13 @@ def test_by_default_it_is_adamw_with_pytorchs_defaults_over_all_parameters() -> 
 def other_prediction(module: TinyGPTModule, position: int) -> Iterator[None]:
     """Make the model predict another character at ``position`` (from 0) of the text, wherever it is asked."""
 
-    def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
-        cache = kwargs.get("cache", args[1] if len(args) > 1 else None)
-        past = int(cache.lengths[0]) - args[0].size(1) if cache is not None else 0
+    seen = 0
+
+    def change(_: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor:
+        nonlocal seen
+        T = logits.size(1)
+        past = seen if T == 1 else 0  # a single position continues a cached text
+        seen = past + T
         row = position - 1 - past  # the logits there are of the next character
         if 0 <= row < logits.size(1):
             logits = logits.clone()
@@ -288,7 +282,7 @@ def other_prediction(module: TinyGPTModule, position: int) -> Iterator[None]:
             logits[torch.arange(logits.size(0)), row, wrong] += 1000
         return logits
 
-    handle = module.model.register_forward_hook(change, with_kwargs=True)
+    handle = module.model.lm_head.register_forward_hook(change)
     try:
         yield
     finally:
@@ -297,6 +291,7 @@ def other_prediction(module: TinyGPTModule, position: int) -> Iterator[None]:
 
 PAIR = QAPair(question="Xin", answer="chào BIC")
 TEXT = "Question: Xin \nAnswer: chào BIC."
+TAUGHT = QADataModule(PAIR.question, PAIR.answer).taught
 
 
 def test_metrics_equal_those_worked_out_by_hand(trainer: Callable[..., Trainer]) -> None:
@@ -313,7 +308,7 @@ def test_metrics_equal_those_worked_out_by_hand(trainer: Callable[..., Trainer])
         return {
             "val/loss": sum(losses) / 63,
             "val/perplexity": math.exp(sum(losses) / 63),
-            "val/char_error_rate": edit_distance(predicted, list(answer)) / len(answer),
+            "val/next_char_error_rate": sum(map(str.__ne__, predicted, answer)) / len(answer),
             "val/exact_match": float(predicted == list(answer)),
         }
 
@@ -325,7 +320,7 @@ def test_metrics_equal_those_worked_out_by_hand(trainer: Callable[..., Trainer])
 
     check = Check()
     trainer(max_epochs=60, callbacks=[check], check_val_every_n_epoch=3).fit(module, QADataModule())
-    rates = [metrics["val/char_error_rate"] for metrics in check.validations]
+    rates = [metrics["val/next_char_error_rate"] for metrics in check.validations]
     assert rates[0] > 0.5
     assert rates[-1] == 0.0
     assert len(set(rates)) > 5, "and much between"
@@ -344,7 +339,7 @@ def test_exact_match_is_what_decoding_says(trainer: Callable[..., Trainer]) -> N
 
     for seed in range(6):
         # So high a learning rate that models lose the sentence again now and then.
-        module = make(seed=seed, lr=2e-2)
+        module = make(seed=seed, lr=2e-2, taught=TAUGHT)
         trainer(max_epochs=25, callbacks=[Check()]).fit(module, QADataModule(PAIR.question, PAIR.answer))
     assert len(agreed) == 150
     assert 15 <= sum(agreed) <= 135, "both cases occur, and often"
@@ -352,8 +347,8 @@ def test_exact_match_is_what_decoding_says(trainer: Callable[..., Trainer]) -> N
 
 @pytest.fixture(scope="module")
 def trained() -> TinyGPTModule:
-    """A module that knows `PAIR` by heart."""
-    module = make(NO_DROPOUT, lr=1e-2)
+    """A module that has memorised `PAIR`."""
+    module = make(NO_DROPOUT, lr=1e-2, taught=TAUGHT)
     optimizer = module.configure_optimizers()
     ids = module.encode(TEXT)
     for _ in range(60):
@@ -374,7 +369,7 @@ def test_one_wrong_character_of_the_answer_breaks_both(
     in_the_prompt = position < len("Question: Xin")
     assert (text == TEXT) is in_the_prompt
     assert metrics["val/exact_match"] == float(in_the_prompt)
-    assert (metrics["val/char_error_rate"] == 0) is in_the_prompt
+    assert (metrics["val/next_char_error_rate"] == 0) is in_the_prompt
 
 
 # Prediction

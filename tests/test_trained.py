@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from tinygpt_lightning.gpt.checkpoint import CheckpointError, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, generate
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError
-from tinygpt_lightning.trained import TrainedGPT, describe, load, save
+from tinygpt_lightning.trained import TrainedGPT, describe, load, save, without_weights
 
+TAUGHT = Taught.of([QAPair()], prompt_to="question")
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 CONFIG = GPTConfig(n_positions=64, n_embd=32, n_head=4)
 
@@ -26,7 +29,9 @@ def checkpoint(model: TinyGPT, **changes: Any) -> dict[str, Any]:
     return {
         "pytorch-lightning_version": "2.6.6",
         "state_dict": {f"model.{name}": weight for name, weight in model.state_dict().items()},
-        "tinygpt": describe(model.config, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()])),
+        "tinygpt": describe(
+            model.config, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()], prompt_to="question")
+        ),
         **changes,
     }
 
@@ -111,7 +116,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def described() -> dict[str, Any]:
-    return describe(CONFIG, CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()]))
+    return describe(CONFIG, CharTokenizer.from_text(SENTENCE), TAUGHT)
 
 
 def weights(**changes: Tensor) -> dict[str, Any]:
@@ -144,10 +149,10 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"tinygpt": {**described(), "answers": []}},
         "expected 1 answers, one to each question, got 0",
     ),
-    "no length": ({"tinygpt": {**described(), "max_length": 0}}, "max_length: expected 1 or more, or none, got 0"),
+    "no length": ({"tinygpt": {**described(), "max_length": 0}}, "max_length: expected 1 or more, or None, got 0"),
     "a length as truth": (
         {"tinygpt": {**described(), "max_length": True}},
-        "max_length: expected 1 or more, or none, got True",
+        "max_length: expected 1 or more, or None, got True",
     ),
     "an unknown entry": ({"tinygpt": {**described(), "x": 1}}, "its tinygpt has an unknown entry 'x'"),
     "a missing entry": ({"tinygpt": {"vocab": {}}}, "its tinygpt lacks 'config'"),
@@ -158,7 +163,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "no number": (config(embd_pdrop=None), "expected float as config.embd_pdrop, got None"),
     "a width out of range": (config(n_embd=-4), "n_embd: expected 1 or more, got -4"),
     "a width of 480 GB": (config(n_embd=200_000), "expected (34, 200000) as wte.weight, got (34, 32)"),
-    "a width that no machine counts to": (config(n_embd=4 * 10**20), "is of no model: "),
+    "a width that no machine counts to": (config(n_embd=4 * 10**20), "is invalid: "),
     "no weights": ({"state_dict": None}, "expected entries in state_dict, got NoneType"),
     "weights of something else": ({"state_dict": {"a": torch.ones(1)}}, "its state_dict lacks 'model.wte.weight'"),
     "a weight too many": (weights(extra=torch.ones(1)), "its state_dict has an unknown entry 'extra'"),
@@ -181,7 +186,7 @@ def test_nonsense_is_refused_in_a_line_that_names_it(tmp_path: Path, name: str) 
     write_checkpoint(checkpoint(TinyGPT(CONFIG), **changes), path)
     with pytest.raises(CheckpointError) as caught:
         load(path)
-    assert str(caught.value).startswith(f"{path}: is of ")
+    assert str(caught.value).startswith((f"{path}: is of ", f"{path}: is invalid: "))
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError):
@@ -190,10 +195,51 @@ def test_nonsense_is_refused_in_a_line_that_names_it(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_weights": True}, {"bias": False, "initializer_range": 0.1}], ids=str)
 def test_what_is_saved_is_loaded_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
-    network = TrainedGPT(TinyGPT(replace(CONFIG, **changes)), CharTokenizer.from_text(SENTENCE), Taught.of([QAPair()]))
+    network = TrainedGPT(
+        TinyGPT(replace(CONFIG, **changes)),
+        CharTokenizer.from_text(SENTENCE),
+        Taught.of([QAPair()], prompt_to="question"),
+    )
     save(network, tmp_path / "a.ckpt")
     back = load(tmp_path / "a.ckpt")
     assert (back.model.config, back.tokenizer.vocab, back.taught) == (
         network.model.config, network.tokenizer.vocab, network.taught,
     )  # fmt: skip
     assert all(weight.equal(network.model.state_dict()[name]) for name, weight in back.model.state_dict().items())
+
+
+def test_a_model_without_weights_has_the_shapes_and_takes_no_memory() -> None:
+    config = replace(CONFIG, initializer_range=0.1, tie_weights=True)
+    shapes = {name: weight.shape for name, weight in without_weights(config).state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in TinyGPT(config).state_dict().items()}
+    immense = without_weights(replace(CONFIG, n_embd=4 * 10**6))
+    assert all(parameter.is_meta for parameter in immense.parameters())
+
+
+def test_no_prompts_have_no_texts(model: TinyGPT) -> None:
+    trained = TrainedGPT(model, CharTokenizer.from_text(SENTENCE), TAUGHT)
+    assert trained.complete_all([]) == trained.answer_all([]) == []
+
+
+def test_a_checkpoint_without_prompt_to_has_the_prompts_of_earlier_versions(model: TinyGPT, tmp_path: Path) -> None:
+    for pairs, expected in (([QAPair()], "question"), ([QAPair(), QAPair("Xin", "chào")], "answer")):
+        described = describe(model.config, CharTokenizer.from_text(SENTENCE), Taught.of(pairs))
+        del described["prompt_to"]
+        write_checkpoint(checkpoint(model, tinygpt=described), tmp_path / "earlier.ckpt")
+        assert load(tmp_path / "earlier.ckpt").taught.prompt_to == expected
+
+
+def test_a_model_is_saved_and_loaded_where_lightning_is_not_installed(file: Path) -> None:
+    program = """
+import importlib.metadata, sys
+sys.modules["lightning"] = sys.modules["pytorch_lightning"] = None
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.version = version
+from tinygpt_lightning.trained import load, save
+save(load(sys.argv[1]), sys.argv[2])
+print(load(sys.argv[2]).answer("Xin chào"))
+"""
+    command = [sys.executable, "-c", program, file, file.with_name("saved.ckpt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "Công ty BICweb kính chào quý khách!\n"

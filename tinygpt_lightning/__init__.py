@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
     from tinygpt_lightning.callbacks.snapshots import Snapshots
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
-    from tinygpt_lightning.callbacks.stages import Stage
-    from tinygpt_lightning.callbacks.until import Until
+    from tinygpt_lightning.callbacks.stages import Stage, Until
     from tinygpt_lightning.data.data_module import QADataModule
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
     from tinygpt_lightning.gpt.generation import GenerationConfig, generate
@@ -52,7 +51,7 @@ _MODULES = {
     "TinyGPT": "gpt.model",
     "TinyGPTModule": "module",
     "TrainedGPT": "trained",
-    "Until": "callbacks.until",
+    "Until": "callbacks.stages",
     "generate": "gpt.generation",
     "load": "trained",
     "read_checkpoint": "gpt.checkpoint",

@@ -1,4 +1,4 @@
-"""The LightningModule: what is learnt, measured and generated, and what a checkpoint needs to be read."""
+"""The LightningModule: tensors in, loss and metrics out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from tinygpt_lightning.data.batches import IGNORED, Batch, PairEncoder, exact_rows
+from tinygpt_lightning.data.batches import IGNORED, Batch, exact_rows
 from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.generation import GenerationConfig
@@ -53,19 +53,19 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class TinyGPTModule(LightningModule):
     """Trains a `TinyGPT` on question-answer pairs.
 
-    Vocabulary, size and what is taught travel in the checkpoint, so a checkpoint is all that ``predict`` needs.
+    Vocabulary, sizes and taught pairs travel in the checkpoint, so ``predict`` needs nothing but a checkpoint.
 
     Args:
-        config: Size of the model, and its dropout.
-        vocab: Symbol to id; null means the vocabulary of the default pair.
+        config: Sizes of the model, and its dropout.
+        vocab: Symbol to id; None means the vocabulary of the default pair.
         optimizer: Makes the optimizer from the parameters. A factory, since every stage needs a new one.
-        lr_scheduler: Makes the learning rate scheduler from the optimizer; null means a constant rate.
-        taught: What it learns; null means the default pair.
-        loss_on: What counts in the loss: all characters, or those after the prompt, which are the answer's.
+        lr_scheduler: Makes the learning rate scheduler from the optimizer; None means a constant rate.
+        taught: The texts to learn; None means the default pair's.
+        loss_on: The characters that the loss counts: all, or those behind the prompt, which are the answer's.
 
     Attributes:
         model: The model.
-        tokenizer: The vocabulary that it is trained on.
+        tokenizer: The vocabulary that its weights know.
         generation: How ``predict`` continues a prompt.
 
     Raises:
@@ -82,7 +82,7 @@ class TinyGPTModule(LightningModule):
         loss_on: Literal["all", "answer"] = "all",
     ) -> None:
         super().__init__()
-        default = Taught.of([QAPair()])
+        default = Taught.of([QAPair()], prompt_to="question")
         self.taught = taught or default
         self.tokenizer = default.tokenizer() if vocab is None else CharTokenizer(vocab)
         if config.vocab_size != len(self.tokenizer):
@@ -95,7 +95,6 @@ class TinyGPTModule(LightningModule):
         self.loss_on = loss_on
         self.generation = GenerationConfig()
         self.metrics = PairMetrics()
-        self._encoder = PairEncoder(self.tokenizer, self.taught)
 
     def configure_optimizers(self) -> Any:
         """Make a new optimizer, and scheduler, each time it is called."""
@@ -104,20 +103,19 @@ class TinyGPTModule(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
 
-    def training_step(self, pairs: Sequence[QAPair]) -> Tensor:
+    def training_step(self, batch: Batch) -> Tensor:
         """One step over a batch of pairs."""
-        batch = self._encode(pairs)
         targets = self._targets(batch)
-        loss = next_token_loss(self.model(batch.inputs), targets)
+        loss = next_token_loss(self.model(batch.ids), targets)
         if self.trainer.world_size > 1:
             # The mean over the processes is then the mean over all their characters, of which not all have as many.
             count = (targets != IGNORED).sum().float()
             loss = loss * (count / self.trainer.strategy.reduce(count.clone(), reduce_op="mean"))
-        self.log("train/loss", loss, batch_size=len(pairs), sync_dist=True)
+        self.log("train/loss", loss, batch_size=len(batch.rows), sync_dist=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log what the optimizer is about to do."""
+        """Log gradient norm and learning rate of the coming step."""
         # Straight to the loggers: nobody needs the mean of this over an epoch, which `self.log` would keep as well.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -129,25 +127,23 @@ class TinyGPTModule(LightningModule):
                 logger.log_metrics(metrics, self.trainer.global_step)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to measure anew."""
+        """Reset the metrics."""
         self.metrics.reset()
 
-    def validation_step(self, pairs: Sequence[QAPair]) -> Tensor:
-        """Measure which pairs are known by heart, with one forward pass.
+    def validation_step(self, batch: Batch) -> Tensor:
+        """Measure which pairs are exact, with one forward pass.
 
         Returns:
             Whether each pair is, ``(B,)``.
         """
-        batch = self._encode(pairs)
-        logits, targets = self.model(batch.inputs), self._targets(batch)
+        logits, targets = self.model(batch.ids), self._targets(batch)
         predicted = logits.argmax(dim=-1)
-        exact = exact_rows(predicted, batch.answers)  # (B,)
-        loss, count = next_token_loss(logits, targets), (targets != IGNORED).sum()
-        self.metrics.update(loss, count, predicted, batch.answers, exact)
+        exact = exact_rows(predicted, batch, self.tokenizer, self.taught.max_length)
+        self.metrics.update(next_token_loss(logits, targets), (targets != IGNORED).sum(), predicted, batch, exact)
         return exact
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was measured."""
+        """Log the metrics."""
         self.log_dict(self.metrics.compute(), sync_dist=True)
 
     def predict_step(self, prompts: Sequence[str]) -> list[str]:
@@ -168,28 +164,28 @@ class TinyGPTModule(LightningModule):
         return torch.tensor([self.tokenizer.encode(text)], device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put size, vocabulary and what was taught beside the weights that they belong to."""
+        """Put sizes, vocabulary and taught pairs beside the weights that they belong to."""
         checkpoint[CHECKPOINT_KEY] = describe(self.model.config, self.tokenizer, self.taught)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the vocabulary of the run that is resumed; refuse a checkpoint of another model.
+        """Take the ids of the checkpoint's vocabulary; refuse a checkpoint of another model.
 
         Raises:
-            CheckpointError: If the checkpoint has no model of this kind, or one of another size or vocabulary.
+            CheckpointError: If the checkpoint has no model of this kind, or one of other sizes or symbols.
         """
         path = self.trainer.ckpt_path or "checkpoint"
         config, tokenizer, taught = read_description(checkpoint, path)
         _check_alike(self, config, tokenizer, path)
         read_weights(checkpoint, config, path)
         self.tokenizer = tokenizer
-        if self.trainer.state.fn != TrainerFn.FITTING:  # a fit teaches what it was given
+        if self.trainer.state.fn != TrainerFn.FITTING:  # a fit teaches the pairs that it was given
             self.taught = taught
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # the base class lets code in the file run on request
         cls, checkpoint_path: str | Path, **kwargs: Any
     ) -> TinyGPTModule:
-        """Make the module that a checkpoint holds, with its size and its vocabulary.
+        """Make the module that a checkpoint holds, with its sizes, vocabulary and taught pairs.
 
         Args:
             checkpoint_path: A file on this machine, or a run's folder.
@@ -203,18 +199,12 @@ class TinyGPTModule(LightningModule):
         module.model = trained.model.train()
         return module
 
-    def _encode(self, pairs: Sequence[QAPair]) -> Batch:
-        # A new encoder where the vocabulary is another one: `OriginalStages` changes it.
-        if (self._encoder.tokenizer, self._encoder.taught) != (self.tokenizer, self.taught):
-            self._encoder = PairEncoder(self.tokenizer, self.taught)
-        return self._encoder(pairs).to(self.device)
-
     def _targets(self, batch: Batch) -> Tensor:
         return batch.answers if self.loss_on == "answer" else batch.targets
 
 
 def _check_alike(module: TinyGPTModule, config: GPTConfig, tokenizer: CharTokenizer, path: str | Path) -> None:
-    """Refuse a checkpoint of another model, or of one that knows other symbols."""
+    """Refuse a checkpoint of a model with other sizes or other symbols."""
     expected, got = ("".join(known.vocab) for known in (tokenizer, module.tokenizer))
     if tokenizer.vocab.keys() != module.tokenizer.vocab.keys():
         raise CheckpointError(path, f"is of another vocabulary: expected the symbols {expected!r}, got {got!r}")

@@ -1,38 +1,38 @@
-"""A trained network in use: what a checkpoint means, and the texts and answers that come from it."""
+"""A trained model in use: `load` reads a checkpoint, `TrainedGPT` continues prompts and answers questions."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.overrides import TorchFunctionMode
 
-from tinygpt_lightning.data.batches import PairEncoder, exact_rows
+from tinygpt_lightning.data.batches import Batch, Collate, exact_rows
 from tinygpt_lightning.data.text import QAPair, Taught, Template
-from tinygpt_lightning.gpt.checkpoint import VERSION, CheckpointError, read_checkpoint, write_checkpoint
-from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, generate
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating, without_weights
+from tinygpt_lightning.gpt.checkpoint import LIGHTNING, VERSION, CheckpointError, read_checkpoint, write_checkpoint
+from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, evaluating, generate
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 
 LAST = "last.ckpt"  # the newest checkpoint in a run's folder
 CHECKPOINT_KEY = "tinygpt"
-BATCH_SIZE = 64  # pairs that are looked at together
+BATCH_SIZE = 64  # evaluation batch size
 _MODEL = "model."  # what Lightning puts before the weights' names: the model is an attribute of a module
 
 
 class TrainedGPT:
-    """A model together with what is needed to talk to it.
+    """A model with its vocabulary and the texts that it was taught.
 
     Args:
         model: The model.
         tokenizer: The vocabulary that its weights know.
-        taught: What it was taught.
+        taught: The texts that it was taught.
     """
 
     def __init__(self, model: TinyGPT, tokenizer: CharTokenizer, taught: Taught = Taught()) -> None:  # noqa: B008
@@ -45,7 +45,7 @@ class TrainedGPT:
 
         Args:
             prompt: Any text of known characters.
-            generation: How; greedy by default, and as far as the text's end.
+            generation: How; by default greedy, and up to the text's end.
 
         Returns:
             The prompt in Unicode's composed form, and its continuation.
@@ -66,7 +66,7 @@ class TrainedGPT:
         return self.answer_all([question], generation)[0]
 
     def complete_all(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
-        """Continue several prompts at once; each becomes what it becomes alone."""
+        """Continue several prompts at once; each text equals the text of its prompt alone."""
         return ["".join(parts) for parts in self._continue(prompts, generation)]
 
     def answer_all(self, questions: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
@@ -77,7 +77,7 @@ class TrainedGPT:
     def encode_prompt(
         self, prompt: str, generation: GenerationConfig | None = None
     ) -> tuple[list[int], GenerationConfig]:
-        """The ids of ``prompt``, and how it is continued once it is known where a text ends.
+        """Tokenise ``prompt``, and fill in the length at which its text ends.
 
         Raises:
             UnknownCharacterError: If the vocabulary lacks a character.
@@ -87,20 +87,24 @@ class TrainedGPT:
         if generation.max_length is None:
             generation = dataclasses.replace(generation, max_length=self.taught.max_length)
         ids = self.tokenizer.encode(prompt)
-        check_lengths(len(ids), generation, self.model.config.n_positions)
+        check_lengths(generation, self.model.config.n_positions, len(ids))
         return ids, generation
 
     def knows(self, pairs: Sequence[QAPair]) -> list[bool]:
-        """Which of ``pairs`` it would give back whole, found without generating anything."""
-        encode, device = PairEncoder(self.tokenizer, self.taught), self.model.wte.weight.device
+        """Find which of ``pairs`` are exact, without generating: `complete` gives the whole text, and nothing else."""
+        collate, device = Collate(self.tokenizer, self.taught), self.model.wte.weight.device
         known: list[bool] = []
         with evaluating(self.model), torch.inference_mode():
             for i in range(0, len(pairs), BATCH_SIZE):
-                batch = encode(pairs[i : i + BATCH_SIZE]).to(device)
-                known += exact_rows(self.model(batch.inputs).argmax(dim=-1), batch.answers).tolist()
+                numbered = list(enumerate(pairs[i : i + BATCH_SIZE], i))
+                batch = Batch(*(tensor.to(device) for tensor in collate(numbered)))
+                predicted = self.model(batch.ids).argmax(dim=-1)
+                known += exact_rows(predicted, batch, self.tokenizer, self.taught.max_length).tolist()
         return known
 
     def _continue(self, prompts: Sequence[str], generation: GenerationConfig | None) -> list[tuple[str, str]]:
+        if not prompts:
+            return []
         encoded = [self.encode_prompt(prompt, generation) for prompt in prompts]
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
         ids = pad_sequence([torch.tensor(ids) for ids, _ in encoded], batch_first=True)
@@ -113,7 +117,7 @@ class TrainedGPT:
 
 
 def load(path: str | os.PathLike[str]) -> TrainedGPT:
-    """Read a trained network, ready to use, onto the CPU; nothing in the file is executed.
+    """Read a trained model, ready to use, onto the CPU; nothing in the file is executed.
 
     Args:
         path: A checkpoint, or the folder of a run.
@@ -127,10 +131,10 @@ def load(path: str | os.PathLike[str]) -> TrainedGPT:
 
 
 def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> TrainedGPT:
-    """The network that a checkpoint holds, ready to use.
+    """Build the model that a checkpoint holds.
 
     Raises:
-        CheckpointError: If it is none of this project; ``path`` is named.
+        CheckpointError: If the checkpoint is not of this project; ``path`` is named.
     """
     config, tokenizer, taught = read_description(checkpoint, path)
     weights = read_weights(checkpoint, config, path)
@@ -142,22 +146,22 @@ def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> T
 
 
 def save(network: TrainedGPT, path: str | os.PathLike[str]) -> None:
-    """Write a network as a checkpoint that `load` and the commands read.
+    """Write a model as a checkpoint that `load` and the commands read.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
     described = describe(network.model.config, network.tokenizer, network.taught)
-    write_checkpoint({VERSION: version("lightning"), **state_of(network.model.state_dict(), described)}, path)
+    write_checkpoint({VERSION: LIGHTNING, **state_of(network.model.state_dict(), described)}, path)
 
 
 def state_of(weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds of a network, given its weights by the names in `TinyGPT`, and its description."""
+    """The entries of a checkpoint for a model: its weights, by the names in `TinyGPT`, and its description."""
     return {"state_dict": {_MODEL + name: weight for name, weight in weights.items()}, CHECKPOINT_KEY: described}
 
 
 def describe(config: GPTConfig, tokenizer: CharTokenizer, taught: Taught) -> dict[str, Any]:
-    """What a checkpoint holds under `CHECKPOINT_KEY`, so that its weights can be used."""
+    """The entry of a checkpoint under `CHECKPOINT_KEY`: sizes, vocabulary and taught texts, as plain values."""
     return {
         "config": dataclasses.asdict(config),
         "vocab": tokenizer.vocab,
@@ -166,36 +170,41 @@ def describe(config: GPTConfig, tokenizer: CharTokenizer, taught: Taught) -> dic
         "questions": [pair.question for pair in taught.pairs],
         "answers": [pair.answer for pair in taught.pairs],
         "max_length": taught.max_length,
+        "prompt_to": taught.prompt_to,
     }
 
 
 def read_description(
     checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> tuple[GPTConfig, CharTokenizer, Taught]:
-    """Size, vocabulary and what was taught of the model in a checkpoint, whatever somebody may have put there.
+    """Read sizes, vocabulary and taught texts of the model in a checkpoint, and check every value.
 
     Raises:
-        CheckpointError: If it is none that `describe` has made; ``path`` is named.
+        CheckpointError: If the entry is not of the form that `describe` gives it; ``path`` is named.
     """
     described = checkpoint.get(CHECKPOINT_KEY)
     if described is None:
         raise CheckpointError(path, f"is of another model: it has no entry {CHECKPOINT_KEY!r}")
-    _check_names(described, ("config", "vocab", "template", "questions", "answers", "max_length"), CHECKPOINT_KEY, path)
+    if isinstance(described, Mapping) and "prompt_to" not in described and isinstance(described.get("questions"), list):
+        # Versions before 0.2 had no such entry, and gave the question alone to a model of a single pair.
+        described = {**described, "prompt_to": "question" if len(described["questions"]) == 1 else "answer"}
+    entries = ("config", "vocab", "template", "questions", "answers", "max_length", "prompt_to")
+    _check_names(described, entries, CHECKPOINT_KEY, path)
     types = get_type_hints(GPTConfig)
     _check_names(described["config"], types, f"{CHECKPOINT_KEY}.config", path)
     for name, value in described["config"].items():
         expected = get_args(types[name]) or (types[name],)
         if type(value) not in expected and not (type(value) is int and float in expected):
             names = " or ".join(kind.__name__ for kind in expected)
-            raise CheckpointError(path, f"is of no model: expected {names} as config.{name}, got {value!r}")
+            raise CheckpointError(path, f"is invalid: expected {names} as config.{name}, got {value!r}")
     try:
         config, tokenizer = GPTConfig(**described["config"]), CharTokenizer(described["vocab"])
         taught = _read_taught(described)
     except ValueError as error:
-        raise CheckpointError(path, f"is of no model: {error}") from error
+        raise CheckpointError(path, f"is invalid: {error}") from error
     if config.vocab_size != len(tokenizer):
         raise CheckpointError(
-            path, f"is of no model: expected a vocabulary of {config.vocab_size} symbols, got {len(tokenizer)}"
+            path, f"is invalid: expected a vocabulary of {config.vocab_size} symbols, got {len(tokenizer)}"
         )
     return config, tokenizer, taught
 
@@ -208,21 +217,24 @@ def _read_taught(described: Mapping[str, Any]) -> Taught:
     if len(questions) != len(answers):
         raise ValueError(f"expected {len(questions)} answers, one to each question, got {len(answers)}")
     if max_length is not None and (type(max_length) is not int or max_length < 1):
-        raise ValueError(f"max_length: expected 1 or more, or none, got {max_length!r:.60}")
+        raise ValueError(f"max_length: expected 1 or more, or None, got {max_length!r:.60}")
+    prompt_to = described["prompt_to"]
+    if prompt_to not in ("question", "answer"):
+        raise ValueError(f"prompt_to: expected question or answer, got {prompt_to!r:.60}")
     pairs = tuple(map(QAPair, questions, answers))
-    return Taught(pairs, Template(str(described["template"])), max_length)
+    return Taught(pairs, Template(str(described["template"])), max_length, prompt_to)
 
 
 def read_weights(checkpoint: Mapping[str, Any], config: GPTConfig, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by the names that they have in `TinyGPT`.
+    """Read the weights in a checkpoint, by their names in `TinyGPT`.
 
     Raises:
-        CheckpointError: If they are not those of a model of this size; ``path`` is named.
+        CheckpointError: If names or shapes are not those of a model of these sizes; ``path`` is named.
     """
     try:
         expected = without_weights(config).state_dict()  # a file may ask for any size
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(path, f"is of no model: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(path, f"is invalid: {str(error).splitlines()[0]}") from error
     weights = checkpoint.get("state_dict")
     _check_names(weights, [_MODEL + name for name in expected], "state_dict", path)
     assert isinstance(weights, dict)  # noqa: S101
@@ -230,13 +242,33 @@ def read_weights(checkpoint: Mapping[str, Any], config: GPTConfig, path: str | o
         got = weights[_MODEL + name]
         if not isinstance(got, Tensor) or not got.is_floating_point() or got.shape != weight.shape:
             shape = f"{tuple(got.shape)} of {got.dtype}" if isinstance(got, Tensor) else repr(got)
-            raise CheckpointError(path, f"is of no model: expected {tuple(weight.shape)} as {name}, got {shape:.60}")
+            raise CheckpointError(path, f"is invalid: expected {tuple(weight.shape)} as {name}, got {shape:.60}")
     return {name: weights[_MODEL + name] for name in expected}
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skips the drawing of initial weights, which on PyTorch's meta device would load its compiler, for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.normal_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def without_weights(config: GPTConfig) -> TinyGPT:
+    """Build a model on PyTorch's meta device: it has shapes only and takes no memory, whatever its sizes.
+
+    Raises:
+        RuntimeError: If a size is beyond the limits of a tensor.
+    """
+    with torch.device("meta"), _Undrawn():
+        return TinyGPT(config)
 
 
 def _check_names(found: object, expected: Any, where: str, path: str | os.PathLike[str]) -> None:
     if not isinstance(found, Mapping):
-        raise CheckpointError(path, f"is of no model: expected entries in {where}, got {type(found).__name__}")
+        raise CheckpointError(path, f"is invalid: expected entries in {where}, got {type(found).__name__}")
     for name in [*(name for name in expected if name not in found), *(name for name in found if name not in expected)]:
         problem = "lacks" if name in expected else "has an unknown entry"
         raise CheckpointError(path, f"is of another version: its {where} {problem} {name!r:.60}")

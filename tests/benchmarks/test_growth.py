@@ -24,7 +24,6 @@ from torch.optim import AdamW
 
 from tinygpt_lightning import load
 from tinygpt_lightning.commands.main import main
-from tinygpt_lightning.data.batches import PairEncoder
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.module import next_token_loss
@@ -114,7 +113,7 @@ def test_10_000_pairs_begin_less_than_a_second_later_than_one(benchmark: Any) ->
     def begin(path: str) -> float:
         begun = time.process_time()
         data = QADataModule(path=path)
-        PairEncoder(data.tokenizer, data.taught)(next(iter(data.train_dataloader())))
+        next(iter(data.train_dataloader()))
         return time.process_time() - begun
 
     one = begin(random_pairs(1))
@@ -125,7 +124,6 @@ def test_10_000_pairs_begin_less_than_a_second_later_than_one(benchmark: Any) ->
 def plain_epochs(path: str, epochs: int, width: int) -> list[float]:
     """The same batches in a plain loop: the times of its epochs."""
     data = QADataModule(path=path)
-    encode = PairEncoder(data.tokenizer, data.taught)
     model = TinyGPT(GPTConfig(len(data.tokenizer), 96, width, 4, **NO_DROPOUT))
     optimizer = AdamW(model.parameters(), lr=3e-4, fused=True)
     loader = data.train_dataloader()
@@ -133,10 +131,9 @@ def plain_epochs(path: str, epochs: int, width: int) -> list[float]:
     for epoch in range(epochs):
         begun = time.process_time()
         loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        for pairs in loader:
-            batch = encode(pairs)
+        for batch in loader:
             optimizer.zero_grad()
-            next_token_loss(model(batch.inputs), batch.targets).backward()
+            next_token_loss(model(batch.ids), batch.targets).backward()
             optimizer.step()
         seconds.append(time.process_time() - begun)
     return seconds

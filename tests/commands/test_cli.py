@@ -126,8 +126,8 @@ def test_validate_prints_the_metrics(in_trained: Path, command: Command) -> None
     result = command("validate", "--config", "small.yaml")
     metrics = dict(line.split() for line in result.out.splitlines())
     assert (result.code, result.err) == (0, "")
-    assert metrics.keys() == {"val/loss", "val/exact_match", "val/char_error_rate", "val/perplexity"}
-    assert (metrics["val/exact_match"], metrics["val/char_error_rate"]) == ("1", "0")
+    assert metrics.keys() == {"val/loss", "val/exact_match", "val/next_char_error_rate", "val/perplexity"}
+    assert (metrics["val/exact_match"], metrics["val/next_char_error_rate"]) == ("1", "0")
 
 
 def test_a_second_fit_makes_the_next_run(home: Path, command: Command) -> None:

@@ -19,7 +19,7 @@ def events(trained: Path) -> EventAccumulator:
 @pytest.mark.parametrize(
     "tag",
     ["train/loss", "train/grad_norm", "train/learning_rate", "stage", "val/loss", "val/exact_match",
-     "val/char_error_rate", "val/perplexity"],
+     "val/next_char_error_rate", "val/perplexity"],
 )  # fmt: skip
 def test_every_scalar_is_there_for_every_step(events: EventAccumulator, tag: str) -> None:
     assert [event.step for event in events.Scalars(tag)] == list(range(60))
@@ -37,7 +37,7 @@ def test_the_boundary_is_visible(events: EventAccumulator) -> None:
 def test_the_text_improves_until_it_is_exact(events: EventAccumulator) -> None:
     shown = events.Tensors("generated/text_summary")
     texts = [event.tensor_proto.string_val[0].decode() for event in shown]
-    rates = [event.value for event in events.Scalars("val/char_error_rate")]
+    rates = [event.value for event in events.Scalars("val/next_char_error_rate")]
     steps, last = [], None
     for step in (0, *range(4, 60, 5)):  # after the first epoch, and then every fifth, if anything has changed
         if rates[step] != last or step in (29, 59):

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinygpt_lightning.data.data_module import QADataModule, QAPair
+from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import PairsError
+from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
+from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.trained import TrainedGPT
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
@@ -38,9 +40,12 @@ def test_the_default_pair_is_the_originals_to_the_space_before_the_newline() -> 
 def test_an_epoch_is_one_batch_the_pair_itself(loader: str) -> None:
     module = QADataModule()
     for _epoch in range(2):
-        batches = list(getattr(module, loader)())
-        assert batches == [[ORIGINALS]]
-        assert type(batches[0][0]) is QAPair, "text, not a collated list"
+        (batch,) = getattr(module, loader)()
+        ids = CharTokenizer.from_text(SENTENCE).encode(SENTENCE)
+        assert batch.ids.tolist() == [ids[:-1]]
+        assert batch.targets.tolist() == [ids[1:]]
+        assert batch.mask.tolist() == [[i >= len("Question: Xin chào") for i in range(1, 64)]]
+        assert batch.rows.tolist() == [0]
 
 
 def test_question_and_answer_are_settings() -> None:
@@ -67,21 +72,30 @@ def test_the_originals_own_sentence_has_no_end_symbol_however_it_is_typed(form: 
     assert data.taught.max_length == 64
 
 
-def test_the_originals_own_sentence_in_a_file_is_the_same_sentence(tmp_path: Path) -> None:
+def test_the_originals_own_sentence_in_a_file_can_be_the_same_sentence(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("question,answer\n" + ",".join(ORIGINALS) + "\n", encoding="utf-8")
-    data = QADataModule(path=str(tmp_path / "one.csv"))
+    data = QADataModule(path=str(tmp_path / "one.csv"), end_symbol=False, prompt_to="question")
     assert data.taught == QADataModule().taught
     assert data.tokenizer.vocab == QADataModule().tokenizer.vocab
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"question": "Xin"}, {"answer": "Xin chào"}, {"template": "{question} \n{answer}"}, {"end_symbol": True}],
-)
-def test_everything_else_has_one(settings: dict[str, str]) -> None:
+@pytest.mark.parametrize("settings", [{"question": "Xin"}, {"answer": "Xin chào"}, {"template": "{question}={answer}"}])
+def test_settings_decide_and_not_the_text_of_a_single_pair(settings: dict[str, str]) -> None:
     data = QADataModule(**settings)
+    assert data.tokenizer.end is None
+    assert data.taught.max_length == len(data.taught.text(data.taught.pairs[0]))
+    assert data.taught.prompt_to == "question"
+    data = QADataModule(**settings, end_symbol=True, prompt_to="answer")
     assert data.tokenizer.end == len(data.tokenizer) - 1
     assert data.taught.max_length == len(data.taught.text(data.taught.pairs[0])) + 1
+    assert data.taught.prompt_to == "answer"
+
+
+def test_a_file_has_one_even_for_a_single_pair(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("question,answer\n1,2\n", encoding="utf-8")
+    data = QADataModule(path=str(tmp_path / "one.csv"))
+    assert data.tokenizer.end is not None
+    assert data.taught.prompts == ["Question: 1 \nAnswer: "]
 
 
 def test_it_can_be_left_out(file: Path) -> None:
@@ -100,13 +114,14 @@ def test_an_epoch_has_each_pair_once_and_another_one_has_other_batches(file: Pat
     epochs = []
     for epoch in range(5):
         loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        epochs.append(list(loader))
+        epochs.append([batch.rows.tolist() for batch in loader])
         assert sorted(map(len, epochs[-1])) == [2, 2, 3]
-        assert sorted(pair for batch in epochs[-1] for pair in batch) == sorted(module.taught.pairs)
+        assert sorted(row for rows in epochs[-1] for row in rows) == list(range(7))
     assert len({str(batches) for batches in epochs}) > 1
     loader.sampler.set_epoch(0)  # type: ignore[union-attr]
-    assert list(loader) == epochs[0], "the epoch decides, and nothing that came before"
-    assert list(module.val_dataloader()) == list(module.val_dataloader())
+    assert [batch.rows.tolist() for batch in loader] == epochs[0], "the epoch decides, and nothing that came before"
+    first, second = (list(module.val_dataloader()) for _ in range(2))
+    assert all(a.ids.equal(b.ids) for a, b in zip(first, second, strict=True))
 
 
 def test_a_file_and_a_pair_are_one_too_many(file: Path) -> None:
@@ -123,8 +138,8 @@ def test_texts_that_the_model_has_no_room_for_are_told_with_the_other_mistakes(f
         _ = QADataModule(path=str(file), n_positions=room).taught
     assert str(caught.value).splitlines() == [
         f"{file}: 3 mistakes:",
-        f"  line 6: expected a text with room in model.config.n_positions, {room}, got one of {room + 4}",
-        f"  line 7: expected a text with room in model.config.n_positions, {room}, got one of {room + 8}",
+        f"  line 6: the text needs {room + 4} positions; increase model.config.n_positions, {room}",
+        f"  line 7: the text needs {room + 8} positions; increase model.config.n_positions, {room}",
         "  line 8: question: expected text, and it is missing",
     ]
 
@@ -134,7 +149,7 @@ def test_the_end_symbol_needs_the_room_that_the_last_character_does_not() -> Non
     for end_symbol, room in ((True, text), (False, text - 1)):
         assert QADataModule("1", "2", end_symbol=end_symbol, n_positions=room).taught
         with pytest.raises(
-            ValueError, match=rf"model\.config\.n_positions: expected {room} or more, .* got {room - 1}"
+            ValueError, match=rf"model\.config\.n_positions: expected {room} or more for .*, got {room - 1}"
         ):
             _ = QADataModule("1", "2", end_symbol=end_symbol, n_positions=room - 1).taught
 

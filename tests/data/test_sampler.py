@@ -64,6 +64,9 @@ def test_processes_share_the_batches_of_one_that_has_as_much_room_as_all(shuffle
         assert max(map(len, parts)) <= 2
 
 
-def test_where_there_are_too_few_for_all_each_takes_them_all() -> None:
+def test_too_few_for_all_processes_are_taken_by_each_and_counted_by_the_first() -> None:
     for n in (1, 2):
-        assert [sorted(*sampler(rank, world_size=3, n=n)) for rank in range(3)] == [list(range(n))] * 3
+        shares = [[row for batch in sampler(rank, world_size=3, n=n) for row in batch] for rank in range(3)]
+        assert sorted(shares[0]) == list(range(n))
+        for share in shares[1:]:
+            assert sorted(~row for row in share) == list(range(n))

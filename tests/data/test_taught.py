@@ -12,8 +12,9 @@ from tinygpt_lightning.data.text import QAPair, Taught, Template
 ONE, TWO = QAPair("Xin", "chào"), QAPair("Xin chào", "bạn")
 
 
-def test_a_single_pair_is_asked_by_its_question_and_one_of_several_by_its_question_and_where_it_ends() -> None:
-    assert Taught.of([ONE]).parts(ONE) == ("Question: Xin", " \nAnswer: chào.")
+def test_a_prompt_ends_after_the_question_or_before_the_answer() -> None:
+    assert Taught.of([ONE, TWO], prompt_to="question").parts(ONE) == ("Question: Xin", " \nAnswer: chào.")
+    assert Taught.of([ONE]).parts(ONE) == ("Question: Xin \nAnswer: ", "chào.")
     assert Taught.of([ONE, TWO]).parts(ONE) == ("Question: Xin \nAnswer: ", "chào.")
     assert Taught.of([ONE, TWO]).prompts == ["Question: Xin \nAnswer: ", "Question: Xin chào \nAnswer: "]
 

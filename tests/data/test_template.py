@@ -8,7 +8,7 @@ SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khác
 def test_the_default_is_the_originals_to_the_space_before_the_newline() -> None:
     template = Template()
     assert template.text("Xin chào", "Công ty BICweb kính chào quý khách!") == SENTENCE
-    assert template.opening("Xin chào") == "Question: Xin chào"
+    assert template.prompt("Xin chào", to="question") == "Question: Xin chào"
     assert template.prompt("Xin chào") == "Question: Xin chào \nAnswer: "
     assert template.answer(SENTENCE.removeprefix(template.prompt("Xin chào"))) == "Công ty BICweb kính chào quý khách!"
 

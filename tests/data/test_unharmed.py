@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from test_pair_files import in_form, read
 from torch import Tensor
 
-from tinygpt_lightning.data.batches import IGNORED, Batch, PairEncoder, exact_rows
+from tinygpt_lightning.data.batches import IGNORED, Batch, Collate, exact_rows
 from tinygpt_lightning.data.text import Taught
 from tinygpt_lightning.gpt.generation import GenerationConfig, generate
-from tinygpt_lightning.gpt.model import GPTConfig, KVCache, TinyGPT
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 any_pairs = st.lists(
@@ -27,13 +27,13 @@ class Oracle(TinyGPT):
     def __init__(self, config: GPTConfig, batch: Batch) -> None:
         super().__init__(config)
         self.known = {
-            tuple(inputs[: t + 1]): target
-            for inputs, answers in zip(batch.inputs.tolist(), batch.answers.tolist(), strict=True)
+            tuple(ids[: t + 1]): target
+            for ids, answers in zip(batch.ids.tolist(), batch.answers.tolist(), strict=True)
             for t, target in enumerate(answers)
             if target != IGNORED
         }
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         logits = torch.zeros(*ids.shape, self.config.vocab_size)
         for row, symbols in enumerate(ids.tolist()):
             for t in range(len(symbols)):
@@ -49,10 +49,9 @@ def test_any_pairs_come_through_file_vocabulary_batch_padding_and_decoding(
     file = read(in_form(kind, pairs), f"pairs{kind}")
     taught = Taught.of(file.pairs, end_symbol=True)
     tokenizer = taught.tokenizer(end_symbol=True)
-    encode = PairEncoder(tokenizer, taught)
-    batch = encode(taught.pairs)
+    batch = Collate(tokenizer, taught)(list(enumerate(taught.pairs)))
     oracle = Oracle(GPTConfig(len(tokenizer), n_positions=128, n_embd=4, n_head=1), batch)
-    assert exact_rows(oracle(batch.inputs).argmax(-1), batch.answers).all()
+    assert exact_rows(oracle(batch.ids).argmax(-1), batch, tokenizer, taught.max_length).all()
     prompts = [tokenizer.encode(prompt) for prompt in taught.prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     padded = torch.tensor([[*prompt, *[0] * (int(lengths.max()) - len(prompt))] for prompt in prompts])

@@ -180,7 +180,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "truth as a number of layers": (config(n_layer=True), "expected 1 as n_layer, got true"),
     "a width in words": (config(n_embd="wide"), "expected int as config.n_embd, got 'wide'"),
     "a width of another network": (config(n_embd=64), r"expected \(.*64\) as wte.weight"),
-    "an immense width": (config(n_embd=10**12, n_head=1), "is of no model"),
+    "an immense width": (config(n_embd=10**12, n_head=1), "is invalid"),
     "no number": (written("config.json", b'{"n_embd": NaN}'), "config.json: expected a JSON object, got none"),
     "no JSON": (written("config.json", b"{"), "config.json: expected a JSON object, got none"),
     "no UTF-8": (written("config.json", b"\xff"), "config.json: expected a JSON object, got none"),

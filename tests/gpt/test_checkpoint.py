@@ -20,7 +20,6 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
-from tinygpt_lightning.gpt import checkpoint as checkpoint_io
 from tinygpt_lightning.gpt.checkpoint import (
     CheckpointError,
     newest_whole,
@@ -67,7 +66,6 @@ def test_what_is_written_is_read_by_this_module_by_torch_and_by_zip_programs(who
         assert torch.equal(checkpoint["state_dict"]["weight"], torch.arange(6.0))
     with zipfile.ZipFile(whole) as archive:
         assert archive.testzip() is None
-        assert archive.comment.startswith(b"tinygpt-checkpoint 1 sha256:")
 
 
 def test_a_trainer_writes_and_resumes_with_it(tmp_path):
@@ -118,7 +116,7 @@ def full(*_):
 @pytest.mark.parametrize("where", ["write", "fsync", "replace"])
 def test_a_failed_write_is_an_error_and_leaves_the_earlier_file(whole, monkeypatch, where):
     before = whole.read_bytes()
-    target = {"write": (checkpoint_io.hashlib, "sha256"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[where]
+    target = {"write": (torch, "save"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[where]
     monkeypatch.setattr(*target, full)
     with pytest.raises(OSError, match=r"No space left on device.*whole\.ckpt") as caught:
         write_checkpoint(small(1), whole)
@@ -179,18 +177,14 @@ def test_an_interrupt_while_writing_leaves_nothing(whole, monkeypatch):
 def test_a_writer_killed_in_the_middle_leaves_the_earlier_file_and_a_leftover(whole):
     code = """
 import sys, time, torch
-from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
-from tinygpt_lightning.gpt import checkpoint as checkpoint_io
-write = checkpoint_io._DigestingWriter.write
-def slow(self, data):
-    count = write(self, data)
-    if len(data) > 100_000:
-        self.flush()
-        print("writing", flush=True)
-        time.sleep(60)
-    return count
-checkpoint_io._DigestingWriter.write = slow
-checkpoint_io.write_checkpoint({"a": torch.rand(100_000), "b": torch.rand(100_000)}, sys.argv[1])
+from tinygpt_lightning.gpt.checkpoint import write_checkpoint
+def slow(value, file):
+    file.write(bytes(500_000))
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+torch.save = slow
+write_checkpoint({}, sys.argv[1])
 """
     before = whole.read_bytes()
     with subprocess.Popen([sys.executable, "-c", code, whole], stdout=subprocess.PIPE) as writer:
@@ -207,7 +201,7 @@ checkpoint_io.write_checkpoint({"a": torch.rand(100_000), "b": torch.rand(100_00
 
 
 def test_what_could_not_be_read_again_is_not_written(whole):
-    with pytest.raises(CheckpointError, match=r"whole\.ckpt: not written, for pathlib\.[\w.]+ in it would be refused"):
+    with pytest.raises(CheckpointError, match=r"whole\.ckpt: not written, since pathlib\.[\w.]+ in it"):
         write_checkpoint(small(hyper_parameters={"folder": Path("here")}), whole)
     assert list(whole.parent.iterdir()) == [whole]
     read_checkpoint(whole)
@@ -222,25 +216,63 @@ def test_a_truncated_file_is_refused(whole, seed):
     ends = {0, 1, 4, len(data) - 1, len(data) - 2, *(len(data) - rng.randrange(1, 200) for _ in range(20))}
     for end in [*ends, *(rng.randrange(len(data)) for _ in range(50))]:
         whole.write_bytes(data[:end])
-        assert refused(whole).startswith(("is empty", "is truncated", "is damaged", "is no checkpoint")), end
+        assert refused(whole).startswith(("is empty", "is damaged", "expected a file of torch.save")), end
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_one_flipped_bit_is_refused(whole, seed):
+def test_one_flipped_bit_is_refused_or_is_no_part_of_the_content(whole, seed):
     data, rng = whole.read_bytes(), random.Random(seed)
-    tail = range(len(data) - 150, len(data))  # the digest, its mark, and the end of the archive
-    for at in [*rng.sample(tail, 40), *(rng.randrange(len(data)) for _ in range(40))]:
+    tail = range(len(data) - 150, len(data))  # the end of the archive
+    refusals = 0
+    for at in [*rng.sample(tail, 40), *(rng.randrange(len(data)) for _ in range(200))]:
         flipped = bytearray(data)
         flipped[at] ^= 1 << rng.randrange(8)
         whole.write_bytes(flipped)
-        assert refused(whole), at
+        refusals += not holds_the_same(whole)
+    assert refusals > 100, "a plain torch.load lets nearly all of them through"
 
 
-def test_bytes_before_or_after_are_refused(whole):
+def holds_the_same(path):
+    """Whether the file is read as it was written; anything else but a refusal is an error."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError:
+        return False
+    assert checkpoint["global_step"] == 0
+    assert torch.equal(checkpoint["state_dict"]["weight"], torch.arange(6.0))
+    assert checkpoint.keys() == small().keys()
+    return True
+
+
+def test_every_flipped_bit_of_the_weights_is_refused(whole):
+    data = whole.read_bytes()
+    start = data.index(torch.arange(6.0).numpy().tobytes())
+    for bit in range(6 * 4 * 8):
+        flipped = bytearray(data)
+        flipped[start + bit // 8] ^= 1 << bit % 8
+        whole.write_bytes(flipped)
+        assert refused(whole) == "is damaged: its content does not match its checksums"
+
+
+def test_bytes_before_or_after_are_refused_or_make_no_difference(whole):
     data = whole.read_bytes()
     for changed in (data + b"\0", b"\0" + data, data + data):
         whole.write_bytes(changed)
-        assert refused(whole)
+        holds_the_same(whole)
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(whole):
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    assert refused(whole).startswith("is damaged")
+
+
+def test_checkpoints_of_other_programs_and_of_earlier_versions_are_read(whole):
+    TorchCheckpointIO().save_checkpoint(small(7), whole)
+    assert read_checkpoint(whole)["global_step"] == 7
+    with zipfile.ZipFile(whole, "a") as archive:
+        archive.comment = b"tinygpt-checkpoint 1 sha256:" + b"0" * 64  # how damage was told before
+    assert read_checkpoint(whole)["global_step"] == 7
 
 
 def test_reasons(tmp_path, whole):
@@ -248,19 +280,18 @@ def test_reasons(tmp_path, whole):
     assert refused(path) == "cannot be read: No such file or directory"
     assert refused(tmp_path) == "cannot be read: Is a directory"
     path.write_text("a letter to you")
-    assert refused(path) == "is no checkpoint"
+    assert refused(path) == "expected a file of torch.save, got something else"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "a letter to you")
-    assert refused(path).startswith("carries no digest (it was written by another program)")
-    TorchCheckpointIO().save_checkpoint(small(), path)
-    assert refused(path).startswith("carries no digest (it was written by another program)")
-    path.write_bytes(whole.read_bytes().replace(b"tinygpt-checkpoint 1 ", b"tinygpt-checkpoint 2 "))
-    assert refused(path) == "is of format 2; this version reads format 1"
+    assert refused(path).startswith("cannot be read as tensors and plain values")
     for content, reason in {
-        "a list": ([1], "is no Lightning checkpoint: it has no pytorch-lightning_version"),
-        "weights": ({"weight": torch.ones(1)}, "is no Lightning checkpoint: it has no pytorch-lightning_version"),
-        "old": ({"pytorch-lightning_version": "1.9.5"}, "was written by Lightning 1.9.5; this is Lightning 2."),
-        "new": ({"pytorch-lightning_version": "3.0.0"}, "was written by Lightning 3.0.0; this is Lightning 2."),
+        "a list": ([1], "expected a Lightning checkpoint, got one without pytorch-lightning_version"),
+        "weights": (
+            {"weight": torch.ones(1)},
+            "expected a Lightning checkpoint, got one without pytorch-lightning_version",
+        ),
+        "old": ({"pytorch-lightning_version": "1.9.5"}, "expected a checkpoint of Lightning 2.x, got one of 1.9.5"),
+        "new": ({"pytorch-lightning_version": "3.0.0"}, "expected a checkpoint of Lightning 2.x, got one of 3.0.0"),
     }.values():
         write_checkpoint(content, path)
         assert refused(path).startswith(reason)
@@ -275,9 +306,9 @@ def test_the_newest_whole_one_is_the_one_that_has_come_furthest(tmp_path):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(broken.read_bytes()[:-5])
     (tmp_path / ".last.ckpt.0a1b2c3d.tmp").write_bytes(b"")
-    newest, unfit = newest_whole(tmp_path)
+    newest, invalid = newest_whole(tmp_path)
     assert newest == tmp_path / "last.ckpt"
-    assert [str(error) for error in unfit] == [f"{broken}: is damaged: its content does not match its digest"]
+    assert [str(error) for error in invalid] == [f"{broken}: is damaged or truncated"]
 
 
 # Hostile files
@@ -301,12 +332,12 @@ ATTACKS = {
     "subprocess": lambda canary: Hostile(subprocess.check_call, ["touch", str(canary)]),
 }
 PLACES = {
-    "the whole file": lambda it: it,
-    "hyper-parameters": lambda it: small(hyper_parameters={"model": {"size": [1, it]}}),
-    "callback state": lambda it: small(callbacks={"ModelCheckpoint": {"best": it}}),
-    "an optimizer entry": lambda it: small(optimizer_states=[{"state": {0: {"step": it}}, "param_groups": []}]),
-    "the weights": lambda it: small(state_dict={"weight": it}),
-    "a key": lambda it: small(**{"loops": {(it,): 1}}),
+    "the whole file": lambda trap: trap,
+    "hyper-parameters": lambda trap: small(hyper_parameters={"model": {"size": [1, trap]}}),
+    "callback state": lambda trap: small(callbacks={"ModelCheckpoint": {"best": trap}}),
+    "an optimizer entry": lambda trap: small(optimizer_states=[{"state": {0: {"step": trap}}, "param_groups": []}]),
+    "the weights": lambda trap: small(state_dict={"weight": trap}),
+    "a key": lambda trap: small(**{"loops": {(trap,): 1}}),
 }
 
 
@@ -314,8 +345,7 @@ PLACES = {
 def hostile(tmp_path, request):
     attack, place = request.param
     path, canary = tmp_path / "hostile.ckpt", tmp_path / "canary"
-    with path.open("x+b") as file:  # past the writer's own refusal, with a digest that is right
-        checkpoint_io._write_archive(PLACES[place](ATTACKS[attack](canary)), file)
+    torch.save(PLACES[place](ATTACKS[attack](canary)), path)  # past the writer's own refusal
     return path, canary
 
 
@@ -331,7 +361,7 @@ def test_no_code_in_a_file_runs(hostile, monkeypatch, environment):
     path, canary = hostile
     if environment:
         monkeypatch.setenv(environment, "1")
-    assert "refused, for it holds " in refused(path)
+    assert "refused, since it holds " in refused(path)
     for weights_only in (None, True, False):
         with pytest.raises(CheckpointError, match="which may run code"):
             SafeCheckpointIO().load_checkpoint(path, weights_only=weights_only)

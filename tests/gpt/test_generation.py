@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tinygpt_lightning.gpt.generation import GenerationConfig, generate, next_character_probabilities, stream
+from tinygpt_lightning.gpt.generation import (
+    GenerationConfig,
+    KVCache,
+    generate,
+    next_character_probabilities,
+    stream,
+)
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 
@@ -57,9 +63,42 @@ def test_the_cache_changes_no_character(model: TinyGPT, config: GenerationConfig
 
 def test_the_cache_saves_work(model: TinyGPT) -> None:
     lengths: list[int] = []
-    model.h.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(1)))
+    model.h.mlp.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(1)))
     generate(model, prompts(length=5), GenerationConfig(max_length=10))
     assert lengths == [5, 1, 1, 1, 1]
+
+
+SMALL = GPTConfig(n_positions=48, n_embd=32, n_head=4)
+
+
+@pytest.mark.parametrize("prompt", [1, 7, 40])
+def test_cached_logits_equal_uncached_ones(prompt: int) -> None:
+    model = TinyGPT(SMALL).eval()
+    ids = prompts(2, 40)
+    cache = KVCache(40)
+    pieces = [cache.logits(model, ids[:, :prompt])]
+    pieces += [cache.logits(model, ids[:, i : i + 1]) for i in range(prompt, 40)]
+    assert cache.lengths is not None
+    assert cache.lengths.tolist() == [40] * len(ids)
+    cached, uncached = torch.cat(pieces, dim=1), model(ids)
+    torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=0)
+    assert cached.argmax(-1).equal(uncached.argmax(-1))
+
+
+def test_a_filled_cache_takes_one_position_at_a_time() -> None:
+    model = TinyGPT(SMALL).eval()
+    cache = KVCache(48)
+    cache.logits(model, prompts(2, 10))
+    with pytest.raises(ValueError, match="expected one new position after 10 cached ones, got 2"):
+        cache.logits(model, prompts(2, 2))
+
+
+def test_cached_positions_count_towards_n_positions() -> None:
+    model = TinyGPT(SMALL).eval()
+    cache = KVCache(60)
+    cache.logits(model, prompts(2, 48))
+    with pytest.raises(ValueError, match="n_positions=48 characters, got 49"):
+        cache.logits(model, prompts(2, 1))
 
 
 def test_the_default_is_greedy_and_as_far_as_the_model_goes(model: TinyGPT) -> None:
@@ -143,7 +182,7 @@ def test_it_is_over_when_all_texts_are(model: TinyGPT) -> None:
     end, expected = ending(model)
     ended = [i for i, text in enumerate(expected) if text[-1] == end and len(text) > LENGTHS[i]]
     sizes: list[int] = []
-    model.h.register_forward_pre_hook(lambda _, args: sizes.append(args[0].size(0)))
+    model.h.mlp.register_forward_pre_hook(lambda _, args: sizes.append(args[0].size(0)))
     texts = generate(model, ragged()[ended], CONFIGS["sampled"], lengths=LENGTHS[ended], end=end)
     assert texts.size(1) == max(len(expected[i]) for i in ended)
     steps = [len(expected[i]) - int(LENGTHS[i]) for i in ended]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tinygpt_lightning.gpt.model import GPTConfig, KVCache, TinyGPT, without_weights
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 SMALL = GPTConfig(n_positions=48, n_embd=32, n_head=4)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -319,39 +319,8 @@ def test_attention_weights_leave_no_trace(training: bool) -> None:
     assert not first.requires_grad
 
 
-@pytest.mark.parametrize("prompt", [1, 7, 40])
-def test_cached_logits_equal_uncached_ones(prompt: int) -> None:
+def test_a_model_can_be_exported_and_gives_the_same_logits() -> None:
     model = make().eval()
     ids = random_ids()
-    cache = KVCache(40)
-    pieces = [model(ids[:, :prompt], cache)]
-    pieces += [model(ids[:, i : i + 1], cache) for i in range(prompt, 40)]
-    assert cache.lengths is not None
-    assert cache.lengths.tolist() == [40] * len(ids)
-    cached, uncached = torch.cat(pieces, dim=1), model(ids)
-    torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=0)
-    assert cached.argmax(-1).equal(uncached.argmax(-1))
-
-
-def test_a_filled_cache_takes_one_position_at_a_time() -> None:
-    model = make().eval()
-    cache = KVCache(48)
-    model(random_ids(length=10), cache)
-    with pytest.raises(ValueError, match="expected one new position after the 10 cached ones, got 2"):
-        model(random_ids(length=2), cache)
-
-
-def test_cached_positions_count_towards_n_positions() -> None:
-    model = make().eval()
-    cache = KVCache(60)
-    model(random_ids(length=48), cache)
-    with pytest.raises(ValueError, match="n_positions=48 characters, got 49"):
-        model(random_ids(length=1), cache)
-
-
-def test_a_model_without_weights_has_the_shapes_and_takes_no_memory() -> None:
-    config = replace(SMALL, initializer_range=0.1, tie_weights=True)
-    shapes = {name: weight.shape for name, weight in without_weights(config).state_dict().items()}
-    assert shapes == {name: weight.shape for name, weight in make(config).state_dict().items()}
-    immense = without_weights(replace(SMALL, n_embd=4 * 10**6))
-    assert all(parameter.is_meta for parameter in immense.parameters())
+    exported = torch.export.export(model, (ids,)).module()
+    torch.testing.assert_close(exported(ids), model(ids), atol=1e-6, rtol=0)

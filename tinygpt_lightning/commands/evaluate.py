@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tinygpt_lightning.commands.parser import trainers_mistakes
 from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.commands.run import Run, newest_checkpoint
 from tinygpt_lightning.commands.settings import Settings
+from tinygpt_lightning.data.batches import Batch
 from tinygpt_lightning.data.data_module import Asked
 from tinygpt_lightning.data.pair_files import Mistake, PairsError
 from tinygpt_lightning.data.text import QAPair
@@ -46,14 +47,14 @@ def validate(args: Sequence[str]) -> None:
         raise UsageError(str(error)) from None
     pairs = taught.pairs
     _check(map(taught.text, pairs), module.tokenizer.encode, made.data.path, made.data.lines)
-    exact = ExactPairs()
-    metrics = _trainer(settings, made, exact).validate(module, made.data, verbose=False)[0]
-    unlearnt = [pair for pair in pairs if pair not in exact.pairs]
+    measured = MeasuredPairs()
+    metrics = _trainer(settings, made, measured).validate(module, made.data, verbose=False)[0]
+    unlearnt = [pairs[row] for row, is_exact in sorted(measured.exact.items()) if not is_exact]
     with output(made.output) as write:
         for name, value in metrics.items():
             print(f"{name:22} {value:.6g}")
         if unlearnt:
-            print(f"\nnot learnt yet: {len(unlearnt)} of {len(pairs)}")
+            print(f"\nnot learnt yet: {len(unlearnt)} of {len(measured.exact)}")
         for number, row in enumerate(_instead(module.trained, unlearnt if made.output else unlearnt[:MOST_SHOWN])):
             write(row)
             if number < MOST_SHOWN:
@@ -82,18 +83,18 @@ def predict(args: Sequence[str]) -> None:
         )
 
 
-class ExactPairs(Callback):
-    """Keeps the pairs that a validation has found to be known by heart."""
+class MeasuredPairs(Callback):
+    """Keeps which of the measured pairs are exact, by their rows."""
 
     def __init__(self) -> None:
-        self.pairs: set[QAPair] = set()
+        self.exact: dict[int, bool] = {}
 
     @override
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: list[QAPair], *_: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
         exact: Tensor = outputs
-        self.pairs.update(compress(batch, exact.tolist()))
+        self.exact.update(zip(batch.rows.tolist(), exact.tolist(), strict=True))
 
 
 class TextsAsTheyCome(Callback):

@@ -1,65 +1,71 @@
-"""Batches: which texts are learnt together, and how they become one tensor in which the padding counts for nothing."""
+"""Batches: pairs of similar lengths, tokenised and padded to one tensor."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 from typing_extensions import override
 
 from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.gpt.tokenizer import PAD, CharTokenizer
 
 IGNORED = -100  # a target that cross-entropy leaves out
-STRETCH = 0.1  # by up to so much a length is taken to be another one, so that a pair meets others in each epoch
+STRETCH = 0.1  # lengths are stretched by up to this share, so that a pair meets others in each epoch
+COPY = -1  # the row of a pair that another process counts
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Pairs, ready to be learnt. The padding is on the right, where no character before it looks.
+class Batch(NamedTuple):
+    """Pairs as tensors. The padding is on the right, where no character before it attends to it.
 
     Args:
-        inputs: The characters of each text but the last one, ``(B, T)``.
-        targets: The character that comes next, ``(B, T)``; `IGNORED` in the padding.
-        answers: The same, but `IGNORED` within the prompt too, ``(B, T)``.
+        ids: Ids of each text's characters but the last one, ``(B, T)``.
+        targets: Ids of the next characters, ``(B, T)``; `IGNORED` in the padding.
+        mask: Whether a target belongs to the continuation of the prompt, ``(B, T)``.
+        rows: Index of each pair among those that are taught, ``(B,)``; `COPY` for a pair that another process counts.
     """
 
-    inputs: Tensor
+    ids: Tensor
     targets: Tensor
-    answers: Tensor
+    mask: Tensor
+    rows: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        return Batch(self.inputs.to(device), self.targets.to(device), self.answers.to(device))
+    @property
+    def answers(self) -> Tensor:
+        """The targets, but `IGNORED` within the prompt too, ``(B, T)``."""
+        return self.targets.masked_fill(~self.mask, IGNORED)
 
 
-def exact_rows(predicted: Tensor, answers: Tensor) -> Tensor:
-    """Which answers greedy decoding would give back whole.
-
-    It does if and only if every teacher-forced argmax over the answer is right: up to the first mistake both see
-    the same characters, and a mistake in one is one in the other.
+class NumberedPairs(Dataset[list[tuple[int, QAPair]]]):
+    """Pairs with their indices, a batch at a time, as `LengthSampler` asks for them.
 
     Args:
-        predicted: The likeliest next characters, ``(B, T)``.
-        answers: Those that should come, ``(B, T)``; `IGNORED` outside of the answer.
-
-    Returns:
-        Truth values, ``(B,)``.
+        pairs: The pairs.
     """
-    return ((predicted == answers) | (answers == IGNORED)).all(dim=1)
+
+    def __init__(self, pairs: Sequence[QAPair]) -> None:
+        self.pairs = pairs
+
+    @override
+    def __getitem__(self, rows: list[int]) -> list[tuple[int, QAPair]]:
+        return [(row, self.pairs[row]) if row >= 0 else (COPY, self.pairs[~row]) for row in rows]
 
 
-class PairEncoder:
-    """Turns pairs into batches; each pair is encoded once.
+class Collate:
+    """Makes a batch of numbered pairs; each text is tokenised once.
 
     Args:
-        tokenizer: The vocabulary. Where it has an end symbol, each text ends with that.
+        tokenizer: The vocabulary. If it has an end symbol, each text ends with it.
         taught: The form of the texts.
+
+    >>> taught = Taught.of([QAPair("a", "b")], prompt_to="question")
+    >>> Collate(taught.tokenizer(), taught)([(0, taught.pairs[0])]).ids.shape
+    torch.Size([1, 22])
     """
 
     def __init__(self, tokenizer: CharTokenizer, taught: Taught) -> None:
@@ -67,21 +73,26 @@ class PairEncoder:
         self.taught = taught
         self._encoded: dict[QAPair, tuple[Tensor, int]] = {}
 
-    def __call__(self, pairs: Sequence[QAPair]) -> Batch:
-        """Make a batch.
+    def __call__(self, numbered: Sequence[tuple[int, QAPair]]) -> Batch:
+        """Tokenise and pad.
+
+        Args:
+            numbered: The pairs with their rows.
 
         Raises:
             UnknownCharacterError: If the vocabulary lacks a character.
         """
+        rows, pairs = zip(*numbered, strict=True)
         texts, prompts = zip(*map(self._encode, pairs), strict=True)
         ids = pad_sequence(list(texts), batch_first=True, padding_value=self.tokenizer.vocab[PAD])  # (B, T + 1)
         position = torch.arange(1, ids.size(1))  # of each target
         ends, starts = torch.tensor([[len(text)] for text in texts]), torch.tensor([[length] for length in prompts])
-        targets = ids[:, 1:].masked_fill(position >= ends, IGNORED)
-        return Batch(ids[:, :-1], targets, targets.masked_fill(position < starts, IGNORED))
+        is_text = position < ends  # (B, T)
+        targets = ids[:, 1:].masked_fill(~is_text, IGNORED)
+        return Batch(ids[:, :-1], targets, is_text & (position >= starts), torch.tensor(rows))
 
     def _encode(self, pair: QAPair) -> tuple[Tensor, int]:
-        """The ids of the text, ``(T + 1,)``, and the length of the prompt."""
+        """The ids of a pair's text, ``(T + 1,)``, and the length of its prompt."""
         if pair not in self._encoded:
             prompt, rest = map(self.tokenizer.encode, self.taught.parts(pair))
             end = [] if self.tokenizer.end is None else [self.tokenizer.end]
@@ -89,18 +100,40 @@ class PairEncoder:
         return self._encoded[pair]
 
 
+def exact_rows(predicted: Tensor, batch: Batch, tokenizer: CharTokenizer, max_length: int | None) -> Tensor:
+    """Find the pairs whose prompts greedy decoding would continue with the whole answer, and with nothing behind it.
+
+    It does if and only if every teacher-forced argmax over the answer is right: up to the first mistake both see
+    the same characters, and a mistake in one is a mistake in the other. Without an end symbol only ``max_length``
+    ends a text, so that a shorter one is never exact.
+
+    Args:
+        predicted: The likeliest next characters, ``(B, T)``.
+        batch: The pairs.
+        tokenizer: Their vocabulary.
+        max_length: Length that generation does not exceed, in symbols.
+
+    Returns:
+        Truth values, ``(B,)``.
+    """
+    is_right = ((predicted == batch.targets) | ~batch.mask).all(dim=1)
+    if tokenizer.end is not None:
+        return is_right
+    return is_right & ((batch.targets != IGNORED).sum(dim=1) + 1 == max_length)
+
+
 class LengthSampler(DistributedSampler[list[int]]):
     """Makes batches of texts of similar lengths; with several processes, each gets its share of every batch.
 
-    How the batches come about depends on the run's seed and the epoch alone: they are the same in a run that is
-    resumed, and one process with a batch as large as those of several together sees the same.
+    The batches depend on the run's seed and the epoch alone: a resumed run sees the same ones, and one process with
+    a batch as large as those of several processes together sees the same texts.
 
     Args:
         lengths: The length of each text, in characters.
         batch_size: Texts a batch, in each process.
         shuffle: Whether each epoch has other batches, in another order.
         world_size: Number of processes.
-        rank: Which of them this is, from 0.
+        rank: Index of this process, from 0.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, shuffle: bool, world_size: int, rank: int) -> None:
@@ -113,8 +146,12 @@ class LengthSampler(DistributedSampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch) if self.shuffle else None
         for batch in length_batches(self.lengths, self.batch_size * self.num_replicas, generator):
-            # Where there are too few for all, each process takes them all, which leaves the mean as it is.
-            yield batch[self.rank :: self.num_replicas] if len(batch) >= self.num_replicas else batch
+            if len(batch) >= self.num_replicas:
+                yield batch[self.rank :: self.num_replicas]
+            else:
+                # Too few for all: each process takes the whole batch, which leaves the mean gradient as it is, but
+                # only the first process counts it.
+                yield batch if self.rank == 0 else [~row for row in batch]
 
     @override
     def __len__(self) -> int:
@@ -124,15 +161,15 @@ class LengthSampler(DistributedSampler[list[int]]):
 def length_batches(
     lengths: Sequence[int], batch_size: int, generator: torch.Generator | None = None
 ) -> list[list[int]]:
-    """Put texts of similar lengths together, as many in each batch as in the others.
+    """Put texts of similar lengths together, in batches of nearly equal size.
 
     Args:
         lengths: The length of each text.
         batch_size: The most texts in a batch.
-        generator: Shuffles them; null leaves them sorted by length.
+        generator: Shuffles the texts; None leaves them sorted by length.
 
     Returns:
-        The batches, as places in ``lengths``.
+        The batches, as indices of ``lengths``.
 
     >>> length_batches([3, 9, 4, 8, 2], batch_size=3)
     [[4, 0], [2, 3, 1]]

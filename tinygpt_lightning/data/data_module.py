@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from tinygpt_lightning.data.batches import LengthSampler
+from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
@@ -18,25 +18,27 @@ from tinygpt_lightning.trained import TrainedGPT
 
 
 class QADataModule(LightningDataModule):
-    """Serves question-answer pairs in batches, and prompts for ``predict``.
+    """Serves question-answer pairs in batches of tensors, and prompts for ``predict``.
 
-    It serves text: the vocabulary belongs to the model, which therefore does the encoding.
+    Batches are tokenised with the vocabulary of the module that is trained, since it belongs to its weights.
 
     Args:
         question: The question of a single pair.
         answer: The answer to it.
-        path: A file of pairs, instead of that one: .jsonl with an object a line, .csv or .tsv with a header;
-            each has a ``question`` and an ``answer``. ``validate`` measures another one than that of the run, and
-            ``predict`` asks its questions.
+        path: A file of pairs, instead of the single one: .jsonl with an object a line, .csv or .tsv with a header;
+            each has a ``question`` and an ``answer``. ``validate`` then judges by this file instead of the run's
+            pairs, and ``predict`` asks its questions.
         template: The form of the texts, with {question} and {answer} where they belong; ``predict`` and
             ``validate`` take it from the checkpoint.
-        end_symbol: Whether each text ends with a symbol that stops generation; null means yes, but for the
-            original's own sentence, which has none.
-        batch_size: Pairs, or prompts, a batch; in each process, where there are several.
+        end_symbol: Whether each text ends with a symbol that stops generation; None means yes with a ``path``, and
+            no for a single pair, as in the original. Without it only the longest text can be exact.
+        prompt_to: Where the prompt of a taught pair ends: after its ``question``, or before its ``answer``; None
+            means before the answer with a ``path``, and after the question for a single pair, as in the original.
+        batch_size: Pairs, or prompts, a batch; in each process, if there are several.
         questions: Questions to ask in ``predict``, in the model's template.
-        prompts: Texts to continue in ``predict``, as they are. Without prompts, questions and a file, it asks what
-            the model was taught.
-        n_positions: Room that the model has for a text, in characters; null means enough.
+        prompts: Texts to continue in ``predict``, as they are. Without prompts, questions and a file, ``predict``
+            asks the questions that the model was taught.
+        n_positions: Number of positions of the model; None means enough.
 
     Raises:
         ValueError: If question, answer or a list is empty, or the template lacks a part.
@@ -49,6 +51,7 @@ class QADataModule(LightningDataModule):
         path: str | None = None,
         template: str = Template().pattern,
         end_symbol: bool | None = None,
+        prompt_to: Literal["question", "answer"] | None = None,
         batch_size: int = 64,
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
@@ -66,37 +69,38 @@ class QADataModule(LightningDataModule):
             raise ValueError(f"data.path: expected it alone, got data.question {question!r} beside {path}")
         self.path = path
         self.template = Template(template)
-        self.end_symbol = end_symbol
+        self.end_symbol = path is not None if end_symbol is None else end_symbol
+        self.prompt_to = prompt_to or ("question" if path is None else "answer")
         self.batch_size = batch_size
         self.questions = questions
         self.prompts = prompts
         self.n_positions = n_positions
         self.lines: list[int] = []  # where each pair begins in the file
-        self.repeated: list[int] = []  # lines of the file that say again what an earlier one says
+        self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
 
     @cached_property
     def taught(self) -> Taught:
-        """What is to be learnt; a file is read when it is first asked for.
+        """The texts to learn; a file is read when they are first asked for.
 
         Raises:
-            PairsError: If the file is no file of pairs, or has a text that the model has no room for.
-            OSError: If it cannot be read.
-            ValueError: If the model has no room for the single pair.
+            PairsError: If the file is no file of pairs, or has a text with more characters than ``n_positions``.
+            OSError: If the file cannot be read.
+            ValueError: If the single pair's text has more characters than ``n_positions``.
         """
         if self.path is None:
             taught = self._taught_of([self.pair])
-            for room in self._too_long(taught).values():
+            for needed in self._too_long(taught).values():
                 raise ValueError(
-                    f"model.config.n_positions: expected {room} or more, room for the sentence without its last "
-                    f"character, got {self.n_positions}"
+                    f"model.config.n_positions: expected {needed} or more for a text of {taught.max_length} symbols, "
+                    f"got {self.n_positions}"
                 )
             return taught
         file = read_pairs(self.path)
         mistakes = list(file.mistakes)
         if file.pairs:
             taught = self._taught_of(file.pairs)
-            for i, room in self._too_long(taught).items():
-                reason = f"expected a text with room in model.config.n_positions, {self.n_positions}, got one of {room}"
+            for i, needed in self._too_long(taught).items():
+                reason = f"the text needs {needed} positions; increase model.config.n_positions, {self.n_positions}"
                 mistakes.append(Mistake(file.lines[i], reason))
         if mistakes:
             raise PairsError(self.path, mistakes)
@@ -105,20 +109,20 @@ class QADataModule(LightningDataModule):
 
     @cached_property
     def tokenizer(self) -> CharTokenizer:
-        """The vocabulary of what is to be learnt.
+        """The vocabulary of the texts to learn.
 
         Raises:
             VocabularyError: If a text is no valid Unicode.
         """
-        return self.taught.tokenizer(end_symbol=self._ends(self.taught.pairs))
+        return self.taught.tokenizer(end_symbol=self.end_symbol)
 
     @cached_property
     def asked(self) -> Asked:
-        """What ``predict`` asks; a file is read when this is first asked for.
+        """The prompts of ``predict``; a file is read when they are first asked for.
 
         Raises:
-            PairsError: If it comes from a file, and that is no file of questions.
-            OSError: If it cannot be read.
+            PairsError: If they come from a file, and it is no file of questions.
+            OSError: If the file cannot be read.
         """
         if self.prompts is not None:
             return Asked(self.prompts)
@@ -127,20 +131,20 @@ class QADataModule(LightningDataModule):
             questions = self.questions
         elif self.path is not None:
             lines, questions = map(list, zip(*read_questions(self.path), strict=True))
-        elif len(self.taught.pairs) == 1:
+        elif self.taught.prompt_to == "question":
             return Asked(self.taught.prompts)
         else:
             questions = [pair.question for pair in self.taught.pairs]
         return Asked([self.template.prompt(question) for question in questions], questions, lines)
 
     def adopt(self, trained: TrainedGPT, *, pairs: bool) -> None:
-        """Go by what a model is, instead of by settings: its template, its end symbol, and the room that it has.
+        """Take template, prompts, end symbol and number of positions from a trained model instead of the settings.
 
         Args:
             trained: The model.
-            pairs: Whether its pairs are taken over too, in place of those that the settings name.
+            pairs: Whether its pairs are taken too, instead of those that the settings name.
         """
-        self.template = trained.taught.template
+        self.template, self.prompt_to = trained.taught.template, trained.taught.prompt_to
         self.end_symbol = trained.tokenizer.end is not None
         self.n_positions = trained.model.config.n_positions
         if pairs:
@@ -148,51 +152,55 @@ class QADataModule(LightningDataModule):
         elif self.path is None and self.questions is None:
             self.questions = [self.pair.question]
 
-    def train_dataloader(self) -> DataLoader[list[QAPair]]:
+    def setup(self, stage: str) -> None:
+        """Forget the vocabulary of an earlier fit, validation or prediction."""
+        self.__dict__.pop("_collate", None)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
         """All pairs once an epoch, shuffled, in batches of similar lengths."""
         return self._loader(shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[list[QAPair]]:
-        """The pairs themselves: what is asked for is that they are known by heart."""
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The training pairs themselves: the model is to memorise them."""
         return self._loader(shuffle=False)
 
     def predict_dataloader(self) -> DataLoader[list[str]]:
         """The prompts in their order, a batch at a time."""
         prompts = self.asked.prompts
         batches = [prompts[i : i + self.batch_size] for i in range(0, len(prompts), self.batch_size)]
-        return _as_they_are(batches)
+        return _loader(batches, collate_fn=_as_it_is)
 
     def _taught_of(self, pairs: Sequence[QAPair]) -> Taught:
-        return Taught.of(pairs, self.template, end_symbol=self._ends(pairs))
-
-    def _ends(self, pairs: Sequence[QAPair]) -> bool:
-        """Whether each text gets an end symbol: the original's own sentence has 34 symbols, and none of them is one."""
-        is_originals = (list(pairs), self.template) == ([QAPair()], Template())
-        return self.end_symbol if self.end_symbol is not None else not is_originals
+        return Taught.of(pairs, self.template, end_symbol=self.end_symbol, prompt_to=self.prompt_to)
 
     def _too_long(self, taught: Taught) -> dict[int, int]:
-        """Which texts the model has no room for: places among the pairs, and the room that each needs."""
+        """Indices of the texts that are too long for the model, and the positions that each needs."""
         # The last symbol is written and not read, so it needs no position.
-        unread = 0 if self._ends(taught.pairs) else 1
+        unread = 0 if self.end_symbol else 1
         needed = [taught.length(pair) - unread for pair in taught.pairs]
-        return {i: room for i, room in enumerate(needed) if self.n_positions is not None and room > self.n_positions}
+        return {i: n for i, n in enumerate(needed) if self.n_positions is not None and n > self.n_positions}
 
-    def _loader(self, *, shuffle: bool) -> DataLoader[list[QAPair]]:
+    def _loader(self, *, shuffle: bool) -> DataLoader[Batch]:
         pairs = self.taught.pairs
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = LengthSampler(
-            [self.taught.length(pair) for pair in pairs], self.batch_size, shuffle, world_size, rank
-        )
-        return _as_they_are(_Pairs(pairs), sampler)
+        lengths = [self.taught.length(pair) for pair in pairs]
+        sampler = LengthSampler(lengths, self.batch_size, shuffle, world_size, rank)
+        return _loader(NumberedPairs(pairs), sampler=sampler, collate_fn=self._collate)
+
+    @cached_property
+    def _collate(self) -> Collate:
+        module = self.trainer.lightning_module if self.trainer else None
+        # A checkpoint may number the same symbols otherwise than they are numbered here.
+        return Collate(getattr(module, "tokenizer", self.tokenizer), self.taught)
 
 
 class Asked(NamedTuple):
-    """What ``predict`` asks.
+    """The prompts of ``predict``.
 
     Args:
-        prompts: What the model is given.
-        questions: The question in each, put there by the template; null where the prompts are raw text.
-        lines: Where each question begins in its file; null where they come from none.
+        prompts: The texts to continue.
+        questions: The question in each prompt; None if the prompts are raw text.
+        lines: Where each question begins in its file; None if they come from no file.
     """
 
     prompts: list[str]
@@ -200,15 +208,11 @@ class Asked(NamedTuple):
     lines: list[int] | None = None
 
 
-class _Pairs(Dataset[list[QAPair]]):
-    def __init__(self, pairs: Sequence[QAPair]) -> None:
-        self.pairs = pairs
-
-    def __getitem__(self, batch: list[int]) -> list[QAPair]:
-        return [self.pairs[i] for i in batch]
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def _as_they_are(batches: Any, sampler: Sampler[list[int]] | None = None) -> DataLoader[Any]:
-    # A loader draws a seed from its generator in every epoch: with one of its own it leaves the global
-    # generator, and so the dropout of a run, alone.
-    return DataLoader(batches, None, sampler=sampler, generator=torch.Generator(), collate_fn=lambda batch: batch)
+def _loader(batches: Any, **settings: Any) -> DataLoader[Any]:
+    # A loader draws a seed from its generator in every epoch: a generator of its own leaves the global one, and so
+    # the dropout of a run, alone.
+    return DataLoader(batches, batch_size=None, generator=torch.Generator(), **settings)

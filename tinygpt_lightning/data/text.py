@@ -1,10 +1,10 @@
-"""What a model is taught: question-answer pairs, and the texts that a template makes of them."""
+"""Question-answer pairs, and the texts that a template makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 
@@ -15,8 +15,8 @@ class QAPair(NamedTuple):
     """A question and its answer; the defaults are the original project's.
 
     Args:
-        question: What is asked.
-        answer: What is to be learnt.
+        question: The question.
+        answer: The answer that the model learns.
     """
 
     question: str = "Xin chào"
@@ -31,7 +31,7 @@ class Template:
         pattern: The text, with ``{question}`` and, behind it, ``{answer}`` where they belong.
 
     Raises:
-        ValueError: If ``pattern`` has not each of the two once, in this order.
+        ValueError: If ``pattern`` does not have each of the two once, in this order.
 
     >>> template = Template()
     >>> template.text("Xin chào", "Chào bạn")
@@ -45,31 +45,27 @@ class Template:
     pattern: str = "Question: {question} \nAnswer: {answer}."
 
     def __post_init__(self) -> None:
-        found = sorted((QUESTION, ANSWER), key=self.pattern.find)
-        if found != [QUESTION, ANSWER] or any(self.pattern.count(part) != 1 for part in found):
+        order = sorted((QUESTION, ANSWER), key=self.pattern.find)
+        if order != [QUESTION, ANSWER] or any(self.pattern.count(part) != 1 for part in order):
             raise ValueError(f"template: expected {QUESTION} and then {ANSWER}, once each, got {self.pattern!r}")
 
     def text(self, question: str, answer: str) -> str:
-        """What is learnt."""
+        """The whole text of a pair."""
         before, between, after = self._parts
         return before + question + between + answer + after
 
-    def prompt(self, question: str) -> str:
-        """The text as far as the answer: what a model is given that is to answer."""
+    def prompt(self, question: str, to: Literal["question", "answer"] = "answer") -> str:
+        """The beginning of a text: to the end of its question, or to the beginning of its answer."""
         before, between, _ = self._parts
-        return before + question + between
-
-    def opening(self, question: str) -> str:
-        """The text as far as the question: what the original gives its model, which knows one pair only."""
-        return self._parts[0] + question
+        return before + question + (between if to == "answer" else "")
 
     def answer(self, continuation: str) -> str:
-        """The answer in what a model says to a prompt: without what the template puts behind it."""
+        """The answer in the continuation of a prompt: without the part of the template behind it."""
         return continuation.removesuffix(self.closing)
 
     @property
     def closing(self) -> str:
-        """What stands behind the answer."""
+        """The part of the template behind the answer."""
         return self._parts[2]
 
     @property
@@ -81,12 +77,13 @@ class Template:
 
 @dataclass(frozen=True)
 class Taught:
-    r"""The texts that a model learns, each in two parts: the prompt that it is given, and what it is to say to it.
+    r"""The texts that a model learns, each in two parts: a prompt, and the continuation that answers it.
 
     Args:
-        pairs: The pairs; none where nobody knows them.
+        pairs: The pairs; none if they are unknown.
         template: The form of their texts.
-        max_length: Symbols of the longest text, its end symbol included; null where nobody knows.
+        max_length: Symbols of the longest text, its end symbol included; None if unknown.
+        prompt_to: Where the prompt of a taught pair ends: after its question, or before its answer.
 
     >>> taught = Taught.of([QAPair("1 + 1", "2"), QAPair("1 + 2", "3")], end_symbol=True)
     >>> taught.parts(taught.pairs[1])
@@ -98,45 +95,49 @@ class Taught:
     pairs: tuple[QAPair, ...] = ()
     template: Template = Template()
     max_length: int | None = None
+    prompt_to: Literal["question", "answer"] = "answer"
 
     @classmethod
-    def of(cls, pairs: Iterable[QAPair], template: Template = Template(), *, end_symbol: bool = False) -> Taught:
-        """Bring ``pairs`` to Unicode's composed form, and find the longest text."""
+    def of(
+        cls,
+        pairs: Iterable[QAPair],
+        template: Template = Template(),
+        *,
+        end_symbol: bool = False,
+        prompt_to: Literal["question", "answer"] = "answer",
+    ) -> Taught:
+        """Bring ``pairs`` to Unicode's composed form, and measure the longest text."""
         composed = tuple(QAPair(*map(normalize, pair)) for pair in pairs)
-        taught = cls(composed, template)
-        return cls(composed, template, max(taught.length(pair) for pair in composed) + end_symbol)
+        taught = cls(composed, template, None, prompt_to)
+        return cls(composed, template, max(map(taught.length, composed)) + end_symbol, prompt_to)
 
     def parts(self, pair: QAPair) -> tuple[str, str]:
-        """What the model is given, and what is to come then."""
+        """The prompt of ``pair``, and its continuation."""
         prompt, text = self.prompt(pair.question), self.template.text(*pair)
         return normalize(prompt), normalize(text[len(prompt) :])
 
     def text(self, pair: QAPair) -> str:
-        """What the model learns of ``pair``."""
+        """The whole text of ``pair``."""
         return "".join(self.parts(pair))
 
     def length(self, pair: QAPair) -> int:
-        """Characters of its text."""
+        """Number of characters of the text of ``pair``."""
         return len(self.text(pair))
 
     def prompt(self, question: str) -> str:
-        """What the model is given, that it may answer ``question``.
-
-        One that knows a single pair needs no more than the question, which the original gives it; one of several
-        needs to see where the question ends.
-        """
-        return self.template.opening(question) if len(self.pairs) == 1 else self.template.prompt(question)
+        """The prompt for a taught question."""
+        return self.template.prompt(question, self.prompt_to)
 
     @property
     def prompts(self) -> list[str]:
-        """What to ask in order to hear all that was taught."""
+        """The prompts of all pairs."""
         return [self.prompt(pair.question) for pair in self.pairs]
 
     def tokenizer(self, *, end_symbol: bool = False) -> CharTokenizer:
-        """The vocabulary of all texts.
+        """Make the vocabulary of all texts.
 
         Raises:
-            VocabularyError: If one holds a lone surrogate.
+            VocabularyError: If a text holds a lone surrogate.
         """
         return CharTokenizer.from_text(
             *(part for pair in self.pairs for part in self.parts(pair)), end_symbol=end_symbol

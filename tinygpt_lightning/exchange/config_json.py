@@ -47,7 +47,7 @@ def config_json(network: TrainedGPT) -> dict[str, Any]:
         "dtype": str(network.model.wte.weight.dtype).removeprefix("torch."),
         "use_cache": True,
         CHECKPOINT_KEY: {
-            **{name: described[name] for name in ("template", "questions", "answers", "max_length")},
+            **{name: described[name] for name in ("template", "questions", "answers", "max_length", "prompt_to")},
             "initializer_range": config.initializer_range,
         },
     }
@@ -89,5 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config["tie_weights"] = found.get("tie_word_embeddings", True)
     config["initializer_range"] = own.get("initializer_range", found.get("initializer_range", INITIALIZER_RANGE))
     unknown = describe(GPTConfig(), CharTokenizer.from_text(""), Taught())
-    taught = {name: own.get(name, unknown[name]) for name in ("template", "questions", "answers", "max_length")}
+    taught = {
+        name: own.get(name, unknown[name]) for name in ("template", "questions", "answers", "max_length", "prompt_to")
+    }
     return {"config": config, **taught}

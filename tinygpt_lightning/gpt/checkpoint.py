@@ -1,12 +1,11 @@
-"""Checkpoint files that are whole, that show any damage, and that run no code when read."""
+"""Checkpoint files that are whole, that show any damage, and that run no code when they are read."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
-import struct
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,15 +14,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from tinygpt_lightning.gpt.files import whole_file
 
-FORMAT = 1
-LIGHTNING = "2"  # the major version of Lightning whose checkpoints are read
-# Kept as the comment of the zip archive that torch writes, so torch and every zip program still read the file.
-_COMMENT = "tinygpt-checkpoint {format} sha256:{digest}"
-_COMMENT_PATTERN = re.compile(rb"tinygpt-checkpoint (\d+) sha256:(\S+)\Z")
-_COMMENT_LENGTH = len(_COMMENT.format(format=FORMAT, digest="0" * 64))
 VERSION = "pytorch-lightning_version"  # the entry with the version of Lightning that wrote a checkpoint
-_CHUNK = 1 << 20  # bytes
-_LENGTH_FIELD = struct.Struct("<H")  # the last field of a zip archive, before the comment
+LIGHTNING = "2.6.6"  # the version whose form of checkpoints this project writes
 
 
 class CheckpointError(ValueError):
@@ -37,53 +29,58 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
     """Write ``checkpoint`` so that ``path`` names the earlier file or the new one, whole, at every instant.
 
     Raises:
-        CheckpointError: If ``path`` is not local, or :func:`read_checkpoint` would refuse what is to be
-            written; better now than when the run is to go on.
+        CheckpointError: If ``path`` is not local, or :func:`read_checkpoint` would refuse the file: better now than
+            when the run is resumed.
         OSError: If the file cannot be written; it names ``path``. The earlier file is untouched.
     """
     path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
-        _write_archive(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch finishes the archive even after a failed write, and complains about that instead.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.seek(0)
         if unsafe := get_unsafe_globals_in_checkpoint(file):
             names = ", ".join(sorted(unsafe))
-            raise CheckpointError(path, f"not written, for {names} in it would be refused when it is read")
+            raise CheckpointError(path, f"not written, since {names} in it would be refused when it is read")
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of :func:`write_checkpoint` onto the CPU.
+    """Read a Lightning checkpoint onto the CPU, whoever wrote it.
 
     Raises:
-        CheckpointError: If there is no such file, it is not local, empty, damaged or no checkpoint, was
-            written by another program, in another format or by another major version of Lightning, or holds
-            more than tensors and plain values.
+        CheckpointError: If there is no such file, it is not local, empty, damaged or no checkpoint, was written by
+            another major version of Lightning, or holds more than tensors and plain values.
     """
     path = local_path(path)
     try:
-        file = path.open("rb")  # once: what is checked is what is loaded, even if the file is replaced meanwhile
+        file = path.open("rb")  # once: the bytes that are checked are loaded, even if the file is replaced meanwhile
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
     with file:
         _check_whole(path, file)
         file.seek(0)
-        checkpoint = plain_values(path, file)  # a digest proves no good will
+        checkpoint = plain_values(path, file)  # a checksum proves no good will
     if not isinstance(checkpoint, dict) or not isinstance(version := checkpoint.get(VERSION), str):
-        raise CheckpointError(path, f"is no Lightning checkpoint: it has no {VERSION}")
-    if version.split(".")[0] != LIGHTNING:
-        raise CheckpointError(path, f"was written by Lightning {version}; this is Lightning {LIGHTNING}.x")
+        raise CheckpointError(path, f"expected a Lightning checkpoint, got one without {VERSION}")
+    if version.split(".")[0] != (expected := LIGHTNING.split(".")[0]):
+        raise CheckpointError(path, f"expected a checkpoint of Lightning {expected}.x, got one of {version}")
     return checkpoint
 
 
 def plain_values(path: str | os.PathLike[str], file: BinaryIO) -> Any:
-    """What ``torch.save`` wrote, if that was tensors and plain values.
+    """Read a file of ``torch.save`` that holds tensors and plain values.
 
     Args:
         path: The file's name, for the message.
         file: The file.
 
     Raises:
-        CheckpointError: If it is anything else.
+        CheckpointError: If the file holds anything else.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -92,7 +89,7 @@ def plain_values(path: str | os.PathLike[str], file: BinaryIO) -> Any:
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a checkpoint says, without its tensors: in no time, and without noticing damage to them.
+    """Read a checkpoint without its tensors: fast whatever its size, but damage to the tensors goes unnoticed.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -102,113 +99,62 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # whatever a file provokes here, it is refused
         raise CheckpointError(path, _refusal(error)) from error
     if not isinstance(state, dict):
-        raise CheckpointError(path, "is no checkpoint")
+        raise CheckpointError(path, "expected a checkpoint, got other values")
     return state
 
 
 def newest_whole(folder: str | os.PathLike[str]) -> tuple[Path | None, list[CheckpointError]]:
-    """Find the checkpoint in ``folder`` (``*.ckpt``) that has come furthest, and those that are unfit.
+    """Find the most advanced checkpoint in ``folder`` (``*.ckpt``), and the invalid ones.
 
-    Furthest is the highest ``global_step``, for copying a run may change the times of its files; among equal
-    steps it is the file written last, which may hold the validation after that step.
+    The most advanced one has the highest ``global_step``, since copying a run may change the times of its files;
+    among equal steps it is the file written last, which may hold the validation after that step.
 
     Returns:
-        The checkpoint, or ``None`` if none can be read, and an error for each one left out.
+        The checkpoint, or None if none can be read, and an error for each invalid one.
     """
-    found: list[tuple[int, int, Path]] = []
-    unfit: list[CheckpointError] = []
+    valid: list[tuple[int, int, Path]] = []
+    invalid: list[CheckpointError] = []
     for path in sorted(local_path(folder).glob("*.ckpt")):
         try:
-            found.append((read_checkpoint(path).get("global_step", -1), path.stat().st_mtime_ns, path))
+            valid.append((read_checkpoint(path).get("global_step", -1), path.stat().st_mtime_ns, path))
         except CheckpointError as error:
-            unfit.append(error)
-    return (max(found)[2] if found else None), unfit
-
-
-class _DigestingWriter:
-    """What ``torch.save`` needs of a file, with a digest of everything that passes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.digest.update(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _write_archive(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    writer = _DigestingWriter(file)
-    try:
-        torch.save(checkpoint, writer)  # type: ignore[arg-type]  # it asks only for write and flush
-    except RuntimeError:
-        # torch finishes the archive even after a failed write, and complains of that instead.
-        if writer.error is not None:
-            raise writer.error from None
-        raise
-    comment = _COMMENT.format(format=FORMAT, digest=writer.digest.hexdigest()).encode()
-    file.seek(-_LENGTH_FIELD.size, os.SEEK_END)
-    file.write(_LENGTH_FIELD.pack(len(comment)) + comment)
-    file.flush()
+            invalid.append(error)
+    return (max(valid)[2] if valid else None), invalid
 
 
 def _check_whole(path: Path, file: BinaryIO) -> None:
-    try:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2 * _COMMENT_LENGTH))
-        tail = file.read()
-        file.seek(0)
-        start = file.read(2)
-        length = size - _COMMENT_LENGTH - _LENGTH_FIELD.size  # of the archive
-        comment = _COMMENT_PATTERN.search(tail)
-        digest = _digest(file, length) if comment else ""
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    """Compare each member of the zip archive that torch writes with its checksum, which ``torch.load`` does not."""
+    size = file.seek(0, os.SEEK_END)
     if not size:
         raise CheckpointError(path, "is empty")
-    if comment is None and tail[-22:].startswith(b"PK\5\6") and tail.endswith(_LENGTH_FIELD.pack(0)):
-        raise CheckpointError(path, "carries no digest (it was written by another program), so damage would go unseen")
-    if comment is None:
-        raise CheckpointError(path, "is truncated" if start == b"PK" else "is no checkpoint")
-    if int(comment[1]) != FORMAT:
-        raise CheckpointError(path, f"is of format {int(comment[1])}; this version reads format {FORMAT}")
-    expected = _LENGTH_FIELD.pack(_COMMENT_LENGTH) + _COMMENT.format(format=FORMAT, digest=digest).encode()
-    if not tail.endswith(expected):
-        raise CheckpointError(path, "is damaged: its content does not match its digest")
-
-
-def _digest(file: BinaryIO, length: int) -> str:
-    """The digest of an archive of ``length`` bytes as torch wrote it, without a comment."""
-    digest = hashlib.sha256()
     file.seek(0)
-    while length > 0 and (data := file.read(min(length, _CHUNK))):
-        digest.update(data)
-        length -= len(data)
-    digest.update(_LENGTH_FIELD.pack(0))
-    return digest.hexdigest()
+    is_archive = file.read(2) == b"PK"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # torch stores its members as they are; others could hold far more than the file's size.
+            is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+            is_whole = is_stored and archive.testzip() is None
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    except Exception as error:  # whatever a file provokes here, it is refused
+        reason = "is damaged or truncated" if is_archive else "expected a file of torch.save, got something else"
+        raise CheckpointError(path, reason) from error
+    if not is_whole:
+        raise CheckpointError(path, "is damaged: its content does not match its checksums")
 
 
 def _refusal(error: Exception) -> str:
     name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if name:
-        return f"refused, for it holds {name[1]}, which may run code; only tensors and plain values are read"
+        return f"refused, since it holds {name[1]}, which may run code; only tensors and plain values are read"
     return f"cannot be read as tensors and plain values ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path without its ``file://``.
+    """Remove ``file://`` from a path.
 
     Raises:
-        CheckpointError: If it is not on this machine.
+        CheckpointError: If the path is not on this machine.
     """
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:

@@ -9,35 +9,31 @@ Shapes: ``B`` batch, ``T`` time, ``C`` channels (``n_embd``), ``H`` heads, ``V``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Size and regularisation of a `TinyGPT`; the defaults are GPT-2 small's with one block.
+    """Sizes and dropout of a `TinyGPT`; the defaults are GPT-2 small's with one block.
 
     Args:
-        vocab_size: Symbols the model knows.
+        vocab_size: Number of symbols in the vocabulary.
         n_positions: Longest sequence, in characters.
         n_embd: Width: channels of each position's vector.
         n_head: Attention heads; they share the width evenly.
-        n_inner: Width of the MLP's hidden layer, in channels; null means 4 × n_embd.
+        n_inner: Width of the MLP's hidden layer, in channels; None means 4 × n_embd.
         bias: Whether linear layers and LayerNorms have a bias; lm_head never has one.
         tie_weights: Whether lm_head shares the token embedding's weights.
-        initializer_range: Standard deviation of the initial weights, GPT-2's is 0.02; null keeps PyTorch's
+        initializer_range: Standard deviation of the initial weights, GPT-2's is 0.02; None keeps PyTorch's
             own layer defaults, as the original project does.
         embd_pdrop: Dropout probability of the embeddings.
         attn_pdrop: Dropout probability of the attention weights.
-        resid_pdrop: Dropout probability of what attention and MLP add to the stream.
-        layer_norm_epsilon: What LayerNorm adds to the variance.
+        resid_pdrop: Dropout probability of the outputs of attention and MLP.
+        layer_norm_epsilon: The number that LayerNorm adds to the variance.
 
     Raises:
         ValueError: If a size is below 1, ``n_head`` does not divide ``n_embd``, or a number is out of range.
@@ -72,65 +68,6 @@ class GPTConfig:
             raise ValueError(f"layer_norm_epsilon: expected more than 0, got {self.layer_norm_epsilon}")
 
 
-class KVCache:
-    """The keys and values of the positions seen so far, so that a new one need not compute them again.
-
-    Every call takes the next slots, the same ones in all rows. Where a row is shorter than others, the slots that
-    hold its padding are masked.
-
-    Args:
-        max_length: Room for so many slots.
-
-    Attributes:
-        lengths: How many positions of each row are seen, ``(B,)``; none before the first ones.
-    """
-
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
-        self.lengths: Tensor | None = None
-        self._filled = 0
-        self._mask: Tensor | None = None  # which slots count, (B, 1, 1, max_length); null where all do
-        self._keys = self._values = torch.empty(0)
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Append ``(B, H, T, C/H)`` keys and values.
-
-        Returns:
-            Those of all slots so far, ``(B, H, S, C/H)``, and which of them each row has, ``(B, 1, 1, S)``; null
-            where all rows have all.
-        """
-        B, H, T, D = k.shape
-        if self.lengths is None:
-            self.lengths = torch.zeros(B, dtype=torch.long, device=k.device)
-            self._keys, self._values = k.new_empty(B, H, self.max_length, D), v.new_empty(B, H, self.max_length, D)
-        S = self._filled + T
-        self._keys[:, :, self._filled : S], self._values[:, :, self._filled : S] = k, v
-        self.lengths, self._filled = self.lengths + T, S
-        return self._keys[:, :, :S], self._values[:, :, :S], None if self._mask is None else self._mask[..., :S]
-
-    def mask_padding(self, lengths: Tensor) -> None:
-        """Forget the padding on the right of what was seen: only the beginning of each row counts.
-
-        Args:
-            lengths: How many positions of each row those are, ``(B,)``.
-        """
-        self.lengths = lengths
-        if (lengths < self._filled).any():
-            slots = torch.arange(self.max_length, device=lengths.device)
-            self._mask = ((slots < lengths.unsqueeze(1)) | (slots >= self._filled)).view(-1, 1, 1, self.max_length)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows.
-
-        Args:
-            rows: Which ones, truth values, ``(B,)``.
-        """
-        assert self.lengths is not None  # noqa: S101  # there are rows
-        self.lengths, self._keys, self._values = self.lengths[rows], self._keys[rows], self._values[rows]
-        if self._mask is not None:
-            self._mask = self._mask[rows]
-
-
 class CausalSelfAttention(nn.Module):
     """Every position gathers from itself and the positions before it (Vaswani et al. 2017, section 3.2)."""
 
@@ -142,38 +79,31 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, T, C)`` to ``(B, T, C)``."""
-        B, T, C = x.shape
-        q, k, v = self._heads(x)  # (B, H, T, C/H) each
-        mask = None
-        if cache is not None:
-            k, v, mask = cache.extend(k, v)  # (B, H, S, C/H): S positions so far
-        # A single position after the cached ones may see them all: there is no future to mask.
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-            is_causal=k.size(2) == T and mask is None,
-        )
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, C/H) -> (B, T, C)
-        x = self.resid_dropout(self.c_proj(y))
-        return x
+        q, k, v = self.heads(x)  # (B, H, T, C/H) each
+        dropout = self.attn_pdrop if self.training else 0.0
+        return self.merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True))
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position (row) looks at each other one (column): ``(B, T, C)`` to ``(B, H, T, T)``."""
-        q, k, _ = self._heads(x)
+        """How much each position (row) attends to each other one (column): ``(B, T, C)`` to ``(B, H, T, T)``."""
+        q, k, _ = self.heads(x)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, T)
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head: ``(B, T, C)`` to ``(B, H, T, C/H)`` each."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, C/H)
         return q, k, v
+
+    def merge(self, y: Tensor) -> Tensor:
+        """Bring the heads' outputs together: ``(B, H, T, C/H)`` to ``(B, T, C)``."""
+        y = y.transpose(1, 2).flatten(2)  # (B, H, T, C/H) -> (B, T, C)
+        y = self.resid_dropout(self.c_proj(y))
+        return y
 
 
 class MLP(nn.Module):
@@ -195,7 +125,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each reads the normalised stream and adds to it."""
+    """Attention, then MLP; each reads the normalised residual stream and adds to it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -204,9 +134,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, T, C)`` to ``(B, T, C)``."""
-        x = x + self.attn(self.ln_1(x), cache)
+        x = x + self.attn(self.ln_1(x))
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -215,7 +145,7 @@ class TinyGPT(nn.Module):
     """The language model: character ids in, scores of the next character out.
 
     Args:
-        config: Its size.
+        config: Sizes of the model.
 
     >>> model = TinyGPT(GPTConfig())
     >>> sum(p.numel() for p in model.parameters())
@@ -238,50 +168,58 @@ class TinyGPT(nn.Module):
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """Score every possible next character at every position.
 
         Args:
             ids: Character ids, ``(B, T)``.
-            cache: What earlier calls left behind. Give it all of the prompt first, then one position a call.
 
         Returns:
             Logits, ``(B, T, V)``.
 
         Raises:
-            ValueError: If the sequence is empty or longer than ``n_positions``, or an id is outside the
-                vocabulary; or if a cache that holds positions is given more than one new position.
+            ValueError: If the sequence is empty or longer than ``n_positions``, or an id is outside the vocabulary.
         """
-        x = self._embed(ids, cache)  # (B, T, C)
-        x = self.h(x, cache)
+        x = self.embed(ids, torch.arange(ids.size(-1), device=ids.device))  # (B, T, C)
+        x = self.h(x)
         logits: Tensor = self.lm_head(self.ln_f(x))  # (B, T, V)
         return logits
 
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Add the embeddings of characters and positions.
+
+        Args:
+            ids: Character ids, ``(B, T)``.
+            positions: Where they stand in their text, from 0, ``(T,)`` or ``(B, T)``.
+
+        Returns:
+            The beginning of the residual stream, ``(B, T, C)``.
+
+        Raises:
+            ValueError: If there are no ids, or an id or a position is out of range.
+        """
+        if not torch.compiler.is_compiling():  # a traced model has no values to check
+            self._check(ids, positions)
+        x: Tensor = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
+        return x
+
     @torch.no_grad()
     def attention_weights(self, ids: Tensor) -> Tensor:
-        """What each head looks at: ``(B, T)`` ids to ``(B, H, T, T)`` weights; each row sums to 1."""
-        with evaluating(self):
-            return self.h.attn.weights(self.h.ln_1(self._embed(ids)))
+        """How much each head attends to each position: ``(B, T)`` ids to ``(B, H, T, T)``; each row sums to 1."""
+        x = self.wte(ids) + self.wpe.weight[: ids.size(1)]  # (B, T, C), without dropout
+        return self.h.attn.weights(self.h.ln_1(x))
 
-    def _embed(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        T = ids.size(-1)
-        positions, last = torch.arange(T, device=ids.device), T - 1  # (T,)
-        if cache and cache.lengths is not None:
-            positions, last = cache.lengths.unsqueeze(1), int(cache.lengths.max())  # (B, 1)
-            if T > 1:
-                raise ValueError(f"expected one new position after the {last} cached ones, got {T}")
-        if not T or last >= self.config.n_positions:
+    def _check(self, ids: Tensor, positions: Tensor) -> None:
+        length = int(positions.max()) + 1 if ids.numel() else 0
+        if not 1 <= length <= self.config.n_positions:
             raise ValueError(
-                f"expected a sequence of 1 to n_positions={self.config.n_positions} characters, got "
-                f"{last + 1 if T else 0}"
+                f"expected a sequence of 1 to n_positions={self.config.n_positions} characters, got {length}"
             )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise ValueError(
                 f"expected ids from 0 to {self.config.vocab_size - 1} (vocab_size - 1), "
                 f"got {ids.min().item()} to {ids.max().item()}"
             )
-        x: Tensor = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
-        return x
 
     @torch.no_grad()
     def _init_weights(self, std: float) -> None:
@@ -293,34 +231,3 @@ class TinyGPT(nn.Module):
                 parameter.normal_(std=std / math.sqrt(2))
             elif parameter.dim() == 2:
                 parameter.normal_(std=std)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves parameters as they are made: to draw them on no device would load PyTorch's compiler, a second's work."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.normal_):
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def without_weights(config: GPTConfig) -> TinyGPT:
-    """A model that has only shapes, on PyTorch's meta device: it takes no memory, whatever its size.
-
-    Raises:
-        RuntimeError: If the sizes are beyond what a tensor can have.
-    """
-    with torch.device("meta"), _Undrawn():
-        return TinyGPT(config)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while; the mode is put back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
