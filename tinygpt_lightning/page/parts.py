@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT, evaluating
+from tinygpt_lightning.gpt.generation import evaluating
+from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 
 
 def parts(config: GPTConfig) -> list[str]:
@@ -38,7 +39,7 @@ def taken_out(model: TinyGPT, *names: str) -> Iterator[None]:
                 projection: nn.Module = model.h.attn.c_proj
                 stack.enter_context(projection.register_forward_pre_hook(_without_head(model.config, int(name[5:]))))
             else:
-                part = {"attn": model.h.attn, "mlp": model.h.mlp, "wte": model.wte, "wpe": model.wpe}[name]
+                part = {"attn": model.h.attn.c_proj, "mlp": model.h.mlp, "wte": model.wte, "wpe": model.wpe}[name]
                 stack.enter_context(part.register_forward_hook(lambda _module, _inputs, output: output * 0))
         yield
 
@@ -77,7 +78,8 @@ def record(model: TinyGPT, ids: Tensor) -> dict[str, Tensor]:
     with ExitStack() as stack, torch.no_grad(), evaluating(model):
         for part, names in (
             (model.wte, ["wte"]), (model.wpe, ["wpe"]), (h.ln_1, ["ln_1"]), (h.attn.c_attn, ["q", "k", "v"]),
-            (h.attn, ["attn"]), (h.ln_2, ["ln_2"]), (h.mlp.c_fc, ["c_fc"]), (h.mlp, ["mlp"]), (model.ln_f, ["ln_f"]),
+            (h.attn.c_proj, ["attn"]), (h.ln_2, ["ln_2"]), (h.mlp.c_fc, ["c_fc"]), (h.mlp, ["mlp"]),
+            (model.ln_f, ["ln_f"]),
         ):  # fmt: skip
             stack.enter_context(part.register_forward_hook(keep(*names)))
         stack.enter_context(h.attn.c_proj.register_forward_pre_hook(keep_input("y")))
