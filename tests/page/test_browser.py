@@ -157,7 +157,7 @@ def test_a_large_model_shows_its_recorded_pass(browser: Browser, recorded: Path)
     written = "Question: Xin chào \nAnswer: Chào bạn!."
     assert "335,200" in browser.text("recorded")
     browser.js("show(1000)")
-    assert said(browser) == written + "■"
+    assert said(browser) == written
     assert browser.js("return document.getElementById('prompt').hidden")
     assert browser.text("verdict").startswith("The text survives")
     browser.type("#switches label:nth-of-type(4) input", " ")  # positions

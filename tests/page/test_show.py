@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import webbrowser
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_what_cannot_be_shown_is_said(command: Command, home: Path, options: lis
 
 def test_the_moments_are_found_under_the_callbacks_key() -> None:
     assert Snapshots().state_key == SNAPSHOTS_KEY
+
+
+def test_fit_keeps_snapshots_for_the_page(command: Command, home: Path) -> None:
+    result = command("fit", "--config", "small.yaml", "--snapshots", "5")
+    assert result.code == 0, result.err
+    assert command("show", "--config", "small.yaml").code == 0
+    page = (home / "checkpoints" / "small" / "version_0" / "page.html").read_text("utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["moments"][0]["step"] == 0
+    assert len(data["moments"]) == 5
+    assert data["boundaries"] == [30, 60]
+
+
+def test_more_snapshots_than_a_page_can_hold_are_refused(command: Command, home: Path) -> None:
+    result = command("fit", "--config", "small.yaml", "--snapshots", "100")
+    assert (result.code, result.out) == (2, "")
+    assert "5,000,000" in result.err
+    assert command("fit", "--config", "small.yaml", "--snapshots", "1").code == 2
 
 
 @pytest.mark.parametrize("name", ["page.html", "page-16.html"])
