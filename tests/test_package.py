@@ -17,6 +17,7 @@ PUBLIC = {
     "GenerationConfig",
     "QADataModule",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",
