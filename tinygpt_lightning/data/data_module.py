@@ -25,9 +25,9 @@ class QADataModule(LightningDataModule):
     Args:
         question: The question of a single pair.
         answer: The answer to it.
-        path: A file of pairs, instead of the single one: .jsonl with an object a line, .csv or .tsv with a header;
-            each has a ``question`` and an ``answer``. ``validate`` then judges by this file instead of the run's
-            pairs, and ``predict`` asks its questions.
+        path: A file of pairs, instead of the single one: .jsonl with an object a line, .json with an array of
+            objects, .csv or .tsv with a header; each has a ``question`` and an ``answer``. ``validate`` then judges by
+            this file instead of the run's pairs, and ``predict`` asks its questions.
         template: The form of the texts, with {question} and {answer} where they belong; ``predict`` and
             ``validate`` take it from the checkpoint.
         end_symbol: Whether each text ends with a symbol that stops generation; None means yes with a ``path``, and
