@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -29,6 +29,8 @@ _MODEL = "model."  # what Lightning puts before the weights' names: the model is
 class TrainedGPT:
     """A model with its vocabulary and the texts that it was taught.
 
+    Several threads may use it at once, as long as nobody trains the model meanwhile.
+
     Args:
         model: The model.
         tokenizer: The vocabulary that its weights know.
@@ -39,6 +41,14 @@ class TrainedGPT:
         self.model = model
         self.tokenizer = tokenizer
         self.taught = taught
+
+    def __repr__(self) -> str:
+        config, pairs = self.model.config, len(self.taught.pairs)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"TrainedGPT({parameters:,} parameters, n_embd={config.n_embd}, n_positions={config.n_positions}, "
+            f"{len(self.tokenizer)} symbols, {pairs:,} taught answer{'s' * (pairs != 1)}, on {self._device})"
+        )
 
     def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
         """Continue ``prompt``.
@@ -61,18 +71,45 @@ class TrainedGPT:
 
         Raises:
             UnknownCharacterError: If the vocabulary lacks a character.
-            ValueError: If the question is too long.
+            ValueError: If the question is empty or too long.
         """
         return self.answer_all([question], generation)[0]
 
     def complete_all(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
         """Continue several prompts at once; each text equals the text of its prompt alone."""
-        return ["".join(parts) for parts in self._continue(prompts, generation)]
+        return ["".join(parts) for parts in self._continue("prompts", prompts, generation)]
 
     def answer_all(self, questions: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
         """Answer several questions at once."""
-        prompts = [self.taught.template.prompt(question) for question in questions]
-        return [self.taught.template.answer(continuation) for _, continuation in self._continue(prompts, generation)]
+        template = self.taught.template
+        if not all(questions):
+            raise ValueError("question: expected at least one character, got none")
+        prompts = questions if isinstance(questions, str) else list(map(template.prompt, questions))
+        return [template.answer(continuation) for _, continuation in self._continue("questions", prompts, generation)]
+
+    def predict_next(self, text: str) -> dict[str, float]:
+        """The probability of each symbol to come next after ``text``, the likeliest first.
+
+        Args:
+            text: Any text of known characters. Special symbols are named as in the vocabulary, ``<eos>`` ends a text.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character.
+            ValueError: If the text is empty or too long.
+        """
+        with evaluating(self.model), torch.inference_mode():
+            probabilities = self.model(self._encode(text))[0, -1].double().softmax(dim=-1).tolist()
+        symbols = sorted(self.tokenizer.vocab.items(), key=lambda entry: -probabilities[entry[1]])
+        return {symbol: probabilities[i] for symbol, i in symbols}
+
+    def attention(self, text: str) -> Tensor:
+        """How much each character of ``text`` (row) attends to each other one (column), by head: ``(H, T, T)``.
+
+        Raises:
+            UnknownCharacterError: If the vocabulary lacks a character.
+            ValueError: If the text is empty or too long.
+        """
+        return self.model.attention_weights(self._encode(text))[0]
 
     def encode_prompt(
         self, prompt: str, generation: GenerationConfig | None = None
@@ -92,42 +129,59 @@ class TrainedGPT:
 
     def knows(self, pairs: Sequence[QAPair]) -> list[bool]:
         """Find which of ``pairs`` are exact, without generating: `complete` gives the whole text, and nothing else."""
-        collate, device = Collate(self.tokenizer, self.taught), self.model.wte.weight.device
+        collate = Collate(self.tokenizer, self.taught)
         known: list[bool] = []
         with evaluating(self.model), torch.inference_mode():
             for i in range(0, len(pairs), BATCH_SIZE):
                 numbered = list(enumerate(pairs[i : i + BATCH_SIZE], i))
-                batch = Batch(*(tensor.to(device) for tensor in collate(numbered)))
+                batch = Batch(*(tensor.to(self._device) for tensor in collate(numbered)))
                 predicted = self.model(batch.ids).argmax(dim=-1)
                 known += exact_rows(predicted, batch, self.tokenizer, self.taught.max_length).tolist()
         return known
 
-    def _continue(self, prompts: Sequence[str], generation: GenerationConfig | None) -> list[tuple[str, str]]:
-        if not prompts:
-            return []
+    @property
+    def _device(self) -> torch.device:
+        return self.model.wte.weight.device
+
+    def _encode(self, text: str) -> Tensor:
+        """The ids of a text, ``(1, T)``."""
+        ids = self.tokenizer.encode(text)
+        if not 1 <= len(ids) <= (limit := self.model.config.n_positions):
+            raise ValueError(f"text: expected 1 to {limit} characters, n_positions, got {len(ids)}")
+        return torch.tensor([ids], device=self._device)
+
+    def _continue(
+        self, name: str, prompts: Sequence[str], generation: GenerationConfig | None
+    ) -> Iterator[tuple[str, str]]:
+        """Each prompt and its continuation; all prompts are checked before the first one is continued."""
+        if isinstance(prompts, str):
+            raise TypeError(f"{name}: expected a list of texts, got the text {prompts!r:.60}; put it into a list")
         encoded = [self.encode_prompt(prompt, generation) for prompt in prompts]
-        lengths = torch.tensor([len(ids) for ids, _ in encoded])
-        ids = pad_sequence([torch.tensor(ids) for ids, _ in encoded], batch_first=True)
-        device = self.model.wte.weight.device
-        texts = generate(
-            self.model, ids.to(device), encoded[0][1], lengths=lengths.to(device), end=self.tokenizer.end
-        ).tolist()
         decode = self.tokenizer.decode
-        return [(decode(text[:n]), decode(text[n:])) for text, n in zip(texts, lengths.tolist(), strict=True)]
+        for i in range(0, len(encoded), BATCH_SIZE):
+            batch = encoded[i : i + BATCH_SIZE]
+            lengths = torch.tensor([len(ids) for ids, _ in batch], device=self._device)
+            ids = pad_sequence([torch.tensor(ids, device=self._device) for ids, _ in batch], batch_first=True)
+            texts = generate(self.model, ids, batch[0][1], lengths=lengths, end=self.tokenizer.end).tolist()
+            for text, n in zip(texts, lengths.tolist(), strict=True):
+                yield decode(text[:n]), decode(text[n:])
 
 
-def load(path: str | os.PathLike[str]) -> TrainedGPT:
-    """Read a trained model, ready to use, onto the CPU; nothing in the file is executed.
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> TrainedGPT:
+    """Read a trained model, ready to use; nothing in the file is executed.
 
     Args:
         path: A checkpoint, or the folder of a run.
+        device: Where the model is to compute.
 
     Raises:
         CheckpointError: If it is not a whole checkpoint of this project.
     """
     if Path(path).is_dir():
         path = Path(path) / LAST
-    return network_of(read_checkpoint(path), path)
+    trained = network_of(read_checkpoint(path), path)
+    trained.model.to(device)
+    return trained
 
 
 def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> TrainedGPT:
@@ -146,7 +200,7 @@ def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> T
 
 
 def save(network: TrainedGPT, path: str | os.PathLike[str]) -> None:
-    """Write a model as a checkpoint that `load` and the commands read.
+    """Write a model as a checkpoint that `load` and the commands read: a third of a run's, which has its optimizer.
 
     Raises:
         OSError: If the file cannot be written.
