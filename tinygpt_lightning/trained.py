@@ -124,7 +124,7 @@ class TrainedGPT:
         if generation.max_length is None:
             generation = dataclasses.replace(generation, max_length=self.taught.max_length)
         ids = self.tokenizer.encode(prompt)
-        check_lengths(len(ids), generation, self.model.config.n_positions)
+        check_lengths(generation, self.model.config.n_positions, len(ids))
         return ids, generation
 
     def knows(self, pairs: Sequence[QAPair]) -> list[bool]:

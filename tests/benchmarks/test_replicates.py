@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import read_recipe
 
 ROUNDS, STEPS = 5, 20
 

@@ -4,11 +4,10 @@ import re
 
 import pytest
 
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.reset import Reset
-from tinygpt_lightning.study.report.claims.riddle import Riddle, same_vocabulary, verdicts
-from tinygpt_lightning.study.report.markdown import spread
-from tinygpt_lightning.study.report.report import cell_table, title
+from tinygpt_lightning.study.claims import Claims, spread
+from tinygpt_lightning.study.claims_reset import Reset
+from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary, verdicts
+from tinygpt_lightning.study.report import cell_table, title
 
 from .tiny import RESET, TEXT, TWO_STAGES, outcome, results_of, schedule, tiny_study
 
@@ -62,7 +61,7 @@ def test_when_nothing_decides():
     }  # fmt: skip
 
 
-def test_one_run_against_the_prediction_is_said():
+def test_the_report_counts_runs_against_the_prediction():
     odd = riddle(lambda cell, seed: outcome(same_vocabulary(cell) or (seed == 0 and cell.levels["schedule"] == "1×3")))
     assert "vocabularies alone predict 239 of 240 runs" in paragraph(odd)
     assert "whether the last stage was trained" not in paragraph(odd)
@@ -94,7 +93,7 @@ def test_a_report_is_an_answer_only_if_it_is_one(claims, expected):
     assert title(claims, "tiny") == expected
 
 
-def test_a_study_that_nobody_has_claims_about():
+def test_a_study_without_claims():
     """Whatever is varied: what decides on exactness, and what a number depends on."""
     factors = {"model.config.n_head": [1, 2], "model.optimizer.lr": [0.1, 0.01, 0.001]}
     study = tiny_study(factors=factors, seeds=20, claims=None, title=None)
@@ -164,18 +163,18 @@ def test_when_the_reset_does_nothing():
     assert paragraph(claims) == "**With 20 seeds no effect of the reset on the final loss is established.**"
 
 
-def test_too_few_seeds_say_nothing_of_the_reset():
+def test_too_few_seeds_establish_no_effect_of_the_reset():
     claims = reset(SECOND_MOMENT, seeds=4)
     assert title(claims, "tiny") == "The reset, not answered: 4 seeds establish no effect of the reset"
     assert "no effect of the reset" in paragraph(claims)
 
 
-def test_a_cell_without_rows_is_shown_as_such():
+def test_a_cell_without_rows_has_a_line_in_the_table():
     table = cell_table(riddle(vocabularies_decide, keep=lambda cell, _: cell.levels["schedule"] != "1×5").results)
     [line] = [line for line in table.splitlines() if line.startswith("| vocabulary stable, schedule 1×5")]
     assert "| 0 | 0/0 | 0.000–1.000 |" in line
 
 
-def test_spread_names_what_is_missing():
+def test_spread_counts_missing_values():
     assert spread([None, None]) == "2 missing"
     assert spread([0.5, None, 1.5]) == "1 (0.5–1.5); 1 missing"

@@ -5,10 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
-from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.noise import DropoutNoise, draw_parameters
-from tinygpt_lightning.study.engine.stacked import stacked_logits
+from tinygpt_lightning.study.ensemble import DropoutNoise, Ensemble, draw_parameters, stacked_logits
+from tinygpt_lightning.study.recipe import read_recipe
 
 CPU = torch.device("cpu")
 SIZE = {"n_positions": 32, "n_embd": 8, "n_head": 2}
@@ -70,7 +68,7 @@ def plain_loop(asked, seed, epochs, stages=1):
         ({"n_embd": 2, "n_head": 1, "n_inner": 1, "layer_norm_epsilon": 100.0}, {}),
     ],
 )
-def test_each_replicate_is_a_plain_loop(config, model):
+def test_each_replicate_equals_a_plain_loop(config, model):
     asked = recipe(config={**DRY, **config}, **model)
     together = train(ensemble(asked, [3, 8, 1]), 25)
     for index, seed in enumerate(together.seeds):
@@ -81,7 +79,7 @@ def test_each_replicate_is_a_plain_loop(config, model):
         torch.testing.assert_close(replicate(ids_of(asked)), alone(ids_of(asked)), atol=1e-4, rtol=0)
 
 
-def test_a_new_optimizer_over_the_stack_is_one_for_each_replicate():
+def test_a_new_optimizer_over_the_stack_equals_one_for_each_replicate():
     asked = recipe()
     together = train(ensemble(asked, [0, 1]), 6)
     together.begin_stage(asked, 1)
@@ -91,7 +89,7 @@ def test_a_new_optimizer_over_the_stack_is_one_for_each_replicate():
         assert torch.stack(together.losses)[:, index].tolist() == pytest.approx(losses, abs=1e-5)
 
 
-def test_a_kept_optimizer_and_carried_weights_are_no_boundary_at_all():
+def test_a_kept_optimizer_and_carried_weights_equal_one_long_stage():
     asked = recipe(config={}, stage={"reset_optimizer": False})
     through, across = ensemble(asked, [0, 1]), ensemble(asked, [0, 1])
     for epoch in range(8):
@@ -111,7 +109,7 @@ def test_a_fork_leaves_its_origin_alone():
         assert torch.equal(torch.stack(each.losses), torch.stack(untouched.losses))
 
 
-def test_redrawn_weights_are_new_known_ones():
+def test_redrawn_weights_depend_on_seed_and_stage_only():
     asked = recipe(stage={"weights": "redrawn"})
     first, second = ensemble(asked, [0, 1]), ensemble(asked, [1])
     before = first.parameters["wte.weight"].clone()
@@ -139,7 +137,7 @@ def test_a_seed_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.parametrize("config", [{}, {"bias": False, "tie_weights": True, "n_inner": 3, "layer_norm_epsilon": 9.0}])
-def test_the_stack_is_the_models_own_arithmetic(config):
+def test_the_stack_equals_the_model(config):
     size = GPTConfig(**SIZE, **config)
     model = TinyGPT(size).eval()
     ids = torch.randint(34, (20,))
@@ -161,7 +159,7 @@ def test_dropout_is_at_the_models_places_with_its_probabilities():
     assert not noise.is_off
 
 
-def test_given_dropout_is_that_of_the_model(monkeypatch):
+def test_dropout_of_the_stack_equals_the_models(monkeypatch):
     """The model itself, with its `dropout` told what to multiply by, and its attention spelt out by PyTorch."""
     size = GPTConfig(**SIZE)
     model, ids, T = TinyGPT(size).train(), torch.randint(34, (10,)), 10
@@ -186,7 +184,7 @@ def test_given_dropout_is_that_of_the_model(monkeypatch):
     torch.testing.assert_close(stacked, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_dropout_differs_by_seed_and_epoch_and_by_nothing_else():
+def test_dropout_depends_on_seed_and_epoch_only():
     noise = DropoutNoise(GPTConfig(**SIZE), 10, CPU)
     factors = noise.factors([0, 1], 5)
     assert not torch.equal(factors[0], factors[1])
@@ -204,7 +202,7 @@ def test_exactness_is_counted_from_the_start_of_the_stage(config):
         one.train_epoch()
         if one.evaluate()[1].item():
             first = one.epoch
-    one.look()
+    one.note_exactness()
     assert one.exact_after == [first]
     model, ids = TinyGPT(asked.config).eval(), ids_of(asked)
     one.copy_weights(0, model)
@@ -212,5 +210,5 @@ def test_exactness_is_counted_from_the_start_of_the_stage(config):
     one.begin_stage(asked, 1)
     assert one.exact_after == [None]
     one.train_epoch()
-    one.look()
+    one.note_exactness()
     assert one.exact_after == [1]

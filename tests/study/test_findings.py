@@ -2,9 +2,8 @@
 
 import pytest
 
-from tinygpt_lightning.study.evidence.findings import corrected, effects, factor_contrasts
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.rows import Common, Row
+from tinygpt_lightning.study.findings import corrected, effects, factor_contrasts
+from tinygpt_lightning.study.rows import Common, Results, Row
 
 from .tiny import RIDDLE, cell_of, outcome, results_of, schedule, tiny_study
 
@@ -120,14 +119,14 @@ def test_friedman_of_three_levels():
     assert (epochs.p, epochs.clear) == (1, False)
 
 
-def test_what_no_run_has_is_no_measure():
+def test_a_measure_that_no_run_has_is_left_out():
     results = results_of(study(TWO), lambda _cell, _seed: outcome(False, epochs=None))
     assert {effect.measure for effect in effects(results)} == {
         "final loss, dropout off (nats)", "final loss, dropout on (nats)",
     }  # fmt: skip
 
 
-def test_rows_outside_the_design_are_left_aside():
+def test_rows_outside_the_design_are_ignored():
     wide = tiny_study(seeds=8)
     rows = [Row(Common(cell.recipe.settings, {}), seed, 1.0, outcome(True)) for cell in wide.cells for seed in range(8)]
     narrow = tiny_study(factors=schedule("1×3"), seeds=2)

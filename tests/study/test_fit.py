@@ -7,8 +7,8 @@ from conftest import Command
 
 from tinygpt_lightning import load
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import read_recipe
 
 SIZE = {"n_embd": 32, "n_head": 2, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 ADAMW = {"class_path": "AdamW", "init_args": {"lr": 1e-3}}
@@ -32,7 +32,7 @@ def events(folder, tag):
         ({"stages": [{"epochs": 5}], "data": {"question": "Bạn?", "answer": "Tôi"}}, 1),
     ],
 )
-def test_a_replicate_is_a_fit_of_the_same_settings(command: Command, tmp_path, monkeypatch, settings, seed):
+def test_a_replicate_equals_a_fit_of_the_same_settings(command: Command, tmp_path, monkeypatch, settings, seed):
     monkeypatch.chdir(tmp_path)
     settings["model"] = {"config": SIZE, "optimizer": ADAMW, **settings.get("model", {})}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")

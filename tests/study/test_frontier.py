@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.study.design.recipe import n_parameters, read_recipe
-from tinygpt_lightning.study.report.claims.frontier import RECORDS, Frontier
-from tinygpt_lightning.study.report.claims.proof import MOST_WITHOUT_BIAS, kinds_below, least, proof, smallest_possible
-from tinygpt_lightning.study.report.report import title
+from tinygpt_lightning.study.claims_frontier import (
+    MOST_WITHOUT_BIAS,
+    RECORDS,
+    Frontier,
+    kinds_below,
+    least,
+    proof,
+    smallest_possible,
+)
+from tinygpt_lightning.study.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.report import title
 from tinygpt_lightning.trained import TrainedGPT
 
 from .test_claims import paragraph
@@ -56,7 +63,7 @@ def most_symbols(config, scale):
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 1.0])
 @torch.no_grad()
-def test_what_the_proof_says_that_smaller_ones_can_say(scale):
+def test_smaller_models_generate_as_few_symbols_as_the_proof_says(scale):
     kinds = kinds_below(SENTENCE, 237)
     assert [n_parameters(kind) for kind in kinds] == [140, 106, 149, 115, 220]
     for kind in kinds:
@@ -64,7 +71,7 @@ def test_what_the_proof_says_that_smaller_ones_can_say(scale):
     assert most_symbols(least(SENTENCE, 2, bias=True, tied=True), scale) > MOST_WITHOUT_BIAS
 
 
-def test_an_answer_of_three_symbols_has_no_such_proof():
+def test_the_proof_needs_more_than_three_symbols():
     short = read_recipe(
         {"data": {"question": "Xin", "answer": "aab", "template": "{question}{answer}", "end_symbol": False}}
     )
@@ -94,7 +101,7 @@ def frontier(learns, seeds=400, **more):
     return Frontier(results_of(study(seeds), decide))
 
 
-def test_what_is_learnt_by_some_and_by_all():
+def test_the_smallest_model_of_some_seeds_and_of_all_seeds():
     claims = frontier(lambda width, steps, seed: width == 3 or (width == 2 and steps == 200 and seed % 4))
     text = paragraph(claims)
     assert title(claims, "") == "Small, answered"
@@ -110,7 +117,7 @@ def test_what_is_learnt_by_some_and_by_all():
     assert set(claims.figures()) == {"frontier"}
 
 
-def test_what_only_a_larger_one_learns_is_no_smallest_possible_one():
+def test_a_larger_model_is_not_called_the_smallest_possible():
     text = paragraph(frontier(lambda width, *_: width == 3))
     assert text.startswith(
         "**The smallest network that any seed learns has 367 parameters**: exact in 400 of 400 seeds"

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.outcome import as_trained, kept_epochs, number
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.outcome import as_trained, kept_epochs, number
 from tinygpt_lightning.trained import TrainedGPT
 
 from .test_sharing import outcomes
@@ -21,7 +21,7 @@ LEARNING = {
 FACTORS = {"vocabulary": {"stable": {"renumber": False}, "resorted": {"renumber": True}}, "schedule": STAGED}
 
 
-def test_outcomes_say_what_was_measured():
+def test_outcomes_of_staged_and_misread_runs():
     study = tiny_study(LEARNING, factors=FACTORS, seeds=2)
     results = outcomes(study)[0]
     for outcome in results[cell_of(study, vocabulary="resorted", schedule="2×20").name].values():
@@ -44,7 +44,7 @@ def test_outcomes_say_what_was_measured():
         assert as_trained(stable[seed], "text") == TEXT
 
 
-def test_losses_that_are_no_numbers_are_null():
+def test_diverged_losses_become_none():
     study = tiny_study({**RUN, "stages": [{"epochs": 4}]}, factors={"model.optimizer.lr": [1e30]}, seeds=1)
     [outcome] = outcomes(study)[0][study.cells[0].name].values()
     symbols = study.cells[0].recipe.config.vocab_size
@@ -55,7 +55,7 @@ def test_losses_that_are_no_numbers_are_null():
     assert outcome["epochs_to_exact"] is None
 
 
-def test_long_curves_are_thinned_and_say_where():
+def test_long_curves_are_thinned_and_keep_their_epochs():
     run = {**RUN, "stages": [{"epochs": 30}, {"epochs": 20}]}
     whole, thin = (
         outcomes(tiny_study(run, factors={}, seeds=1, measure_updates=True, curve_points=points))[0]["base"][0]
@@ -83,7 +83,7 @@ def test_numbers_keep_every_bit():
     assert number(math.nan) is number(math.inf) is None
 
 
-def test_a_larger_rate_is_told():
+def test_the_outcome_holds_the_learning_rate_factor():
     study = tiny_study(TWO_STAGES, **{**RESET, "seeds": 2})
     results = outcomes(study)[0]
     new = results[cell_of(study, exp_avg="new", exp_avg_sq="new", step="new").name]
@@ -95,7 +95,7 @@ def test_a_larger_rate_is_told():
         assert "learning_rate_factor" not in kept[seed]
 
 
-def test_the_text_is_that_of_generate(monkeypatch):
+def test_the_text_is_generated_from_the_prompt_alone(monkeypatch):
     """Greedy decoding is what `predict` does, with nothing but the beginning given."""
     asked = []
     complete = TrainedGPT.complete
@@ -107,7 +107,7 @@ def test_the_text_is_that_of_generate(monkeypatch):
     assert outcome["text"] != TEXT
 
 
-def test_a_replicate_is_read_as_it_is_after_the_last_update():
+def test_the_outcome_is_measured_after_the_last_update():
     study = tiny_study(LEARNING, factors={}, seeds=1)
     [cell] = study.cells
     together = Ensemble(cell.recipe, [0], torch.device("cpu"), measure_updates=False)

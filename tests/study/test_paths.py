@@ -1,7 +1,8 @@
 import pytest
 
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.study.design.paths import change, first_difference
+from tinygpt_lightning.study.design import change
+from tinygpt_lightning.study.rows import first_difference
 
 
 @pytest.mark.parametrize(
@@ -17,20 +18,20 @@ from tinygpt_lightning.study.design.paths import change, first_difference
         ("c.d", {"a": {"b": 0}, "l": [{"e": 1}, {"e": 2}, {"e": 3}], "c": {"d": 9}}),
     ],
 )
-def test_a_value_is_put_where_its_path_leads(path, expected):
+def test_a_value_is_set_at_its_path(path, expected):
     settings = {"a": {"b": 0}, "l": [{"e": 1}, {"e": 2}, {"e": 3}]}
     assert change(settings, {path: 9})
     assert settings == expected
 
 
 @pytest.mark.parametrize("path", ["l[1].e", "l[1:].e"])
-def test_a_path_may_lead_nowhere(path):
+def test_a_path_may_match_no_place(path):
     settings = {"l": [{"e": 1}]}
     assert not change(settings, {path: 9})
     assert settings == {"l": [{"e": 1}]}
 
 
-def test_the_arguments_of_a_class_are_meant_as_on_the_command_line():
+def test_a_path_into_a_class_means_its_init_args():
     settings = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 1}}}
     change(settings, {"optimizer.lr": 2, "optimizer.class_path": "SGD"})
     assert settings == {"optimizer": {"class_path": "SGD", "init_args": {"lr": 2}}}
@@ -44,7 +45,7 @@ def test_a_value_is_not_shared_between_places():
 
 
 @pytest.mark.parametrize("path", ["", ".a", "a..b", "a[", "a[]", "a[x]", "a]b"])
-def test_what_is_no_path_is_refused(path):
+def test_a_malformed_path_is_refused(path):
     with pytest.raises(UsageError, match="expected the path of a setting"):
         change({"a": [1]}, {path: 1})
 

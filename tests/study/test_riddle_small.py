@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from tinygpt_lightning.original import renumber
+from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary, symbols
 from tinygpt_lightning.study.command import parse, study
-from tinygpt_lightning.study.engine.outcome import as_trained
-from tinygpt_lightning.study.evidence.findings import factor_contrasts
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.report.claims.cipher import symbols
-from tinygpt_lightning.study.report.claims.riddle import Riddle, same_vocabulary
+from tinygpt_lightning.study.findings import factor_contrasts
+from tinygpt_lightning.study.outcome import as_trained
+from tinygpt_lightning.study.rows import Results
 
 from .tiny import ROOT, cell_of, read_rows
 
@@ -39,7 +38,7 @@ def test_every_cell_comes_out_as_predicted(results):
         assert outcome["epochs_to_exact"] <= cell.recipe.stages[-1].epochs
 
 
-def test_the_misread_text_is_a_cipher_of_the_answer(results):
+def test_the_inexact_text_is_a_cipher_of_the_answer(results):
     """Each symbol stands where the training vocabulary has the right one."""
     recipe = results.study.cells[0].recipe
     made, prompt = recipe.vocabulary, len(recipe.prompt)
@@ -52,7 +51,7 @@ def test_the_misread_text_is_a_cipher_of_the_answer(results):
     assert "iqtbo: Aáic ru <unk>BAtbQ hàie Xewk nsí heyXe!." in right
 
 
-def test_stage_two_starts_sure_and_wrong(results):
+def test_after_renumbering_stage_two_starts_above_a_uniform_guess(results):
     for cell, _, outcome in results.runs:
         if cell.levels.get("weights") == "carried":
             if cell.recipe.renumber:
@@ -61,14 +60,14 @@ def test_stage_two_starts_sure_and_wrong(results):
                 assert outcome["first_loss_of_stage"][1] < 0.1
 
 
-def test_kept_and_carried_is_one_long_run(results):
+def test_kept_and_carried_equals_one_long_run(results):
     long = cell_of(results.study, vocabulary="stable", schedule="1×60")
     cell = cell_of(results.study, vocabulary="stable", optimizer="kept", weights="carried")
     for seed, outcome in results.by_cell[cell].items():
         assert outcome["loss"] == results.by_cell[long][seed]["loss"]
 
 
-def test_the_tests_say_what_decides(results):
+def test_the_tests_find_what_decides(results):
     claims = Riddle(results)
     assert {test.factor for test in claims.contrasts if test.decisive} == {
         "vocabulary", "schedule", "the number of stages",
@@ -76,7 +75,7 @@ def test_the_tests_say_what_decides(results):
     assert len(claims.contrasts) == len(factor_contrasts(results)) + 2
 
 
-def test_the_report_tells_it(folder):
+def test_the_report_names_what_decides(folder):
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert report.startswith("# The riddle, answered\n\n**What decides is whether the last stage was trained on the")
     assert "This alone predicts all 140 runs." in report
@@ -87,7 +86,7 @@ def test_the_report_tells_it(folder):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensorboard_shows_it_too(folder):
+def test_tensorboard_holds_the_report(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))

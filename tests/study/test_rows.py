@@ -1,6 +1,6 @@
 import pytest
 
-from tinygpt_lightning.study.evidence.rows import Common, Row, RowsError, RowWriter, check_same_study, load, save
+from tinygpt_lightning.study.rows import Common, Row, RowsError, RowWriter, check_same_study, load, save
 
 from .tiny import RUN, schedule, tiny_study
 
@@ -17,7 +17,7 @@ def test_an_empty_or_absent_folder_has_no_rows(tmp_path):
     assert load(tmp_path / "absent") == ([], [])
 
 
-def test_parts_are_joined_and_removed(tmp_path):
+def test_files_of_processes_are_joined_and_removed(tmp_path):
     save(tmp_path, ROWS[:1])
     for part in range(2):
         RowWriter(tmp_path / f"rows-{part}.jsonl").write(ROWS[1 + part :: 2])
@@ -29,7 +29,7 @@ def test_parts_are_joined_and_removed(tmp_path):
     assert load(tmp_path)[0] == rows
 
 
-def test_what_runs_share_has_one_line(tmp_path):
+def test_shared_settings_have_one_line(tmp_path):
     writer = RowWriter(tmp_path / "rows-0.jsonl")
     writer.write(ROWS[:1])
     writer.write(ROWS[1:])
@@ -44,7 +44,7 @@ def test_what_runs_share_has_one_line(tmp_path):
     ]
 
 
-def test_a_run_made_twice_counts_once(tmp_path):
+def test_a_repeated_run_counts_once(tmp_path):
     save(tmp_path, ROWS)
     RowWriter(tmp_path / "rows-0.jsonl").write(ROWS[:1])
     assert load(tmp_path)[0] == ROWS
@@ -87,13 +87,13 @@ def test_rows_made_with_other_settings_are_refused(tmp_path):
         check_same_study(ROWS, tiny_study(other), tmp_path)
 
 
-def test_what_is_varied_may_differ(tmp_path):
+def test_varied_settings_may_differ(tmp_path):
     studies = [tiny_study(factors={"model.config.n_embd": widths}) for widths in ([8], [8, 4])]
     rows = [Row(Common(cell.recipe.settings, MADE_WITH), 0, 0.5, {}) for cell in studies[1].cells]
     for study in studies:
         check_same_study(rows, study, tmp_path)
 
 
-def test_what_is_no_number_never_reaches_the_disk(tmp_path):
+def test_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         RowWriter(tmp_path / "rows-0.jsonl").write([Row(ROWS[0].common, 0, 0.5, {"loss": float("nan")})])

@@ -2,9 +2,9 @@
 
 import torch
 
-from tinygpt_lightning.study.engine import sharing
-from tinygpt_lightning.study.engine.ensemble import Ensemble
-from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
+from tinygpt_lightning.study import chunks
+from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.ensemble import Ensemble
 
 from .tiny import RESET, TWO_STAGES, cell_of, schedule, tiny_study
 
@@ -40,7 +40,7 @@ def test_sharing_changes_no_bit_and_saves_the_promised_epochs():
     assert sum(many) == 4 * epochs == 4 * epochs_needed(cells, share=False)
 
 
-def test_what_differs_from_the_start_shares_nothing():
+def test_runs_that_differ_from_the_start_share_nothing():
     study = tiny_study(factors={"model.config.n_head": [1, 2], "model.optimizer.lr": [0.1, 0.01]})
     assert epochs_needed(study.cells, share=True) == 4 * 30
 
@@ -52,7 +52,7 @@ def test_the_parts_of_a_state_share_the_first_stage():
     assert shared == alone
 
 
-def test_a_cell_alone_is_the_cell_in_company():
+def test_a_cell_alone_has_the_outcomes_of_a_full_study():
     study = tiny_study()
     cell = study.cells[-1]
     assert outcomes(study, [cell])[0][cell.name] == outcomes(study)[0][cell.name]
@@ -78,16 +78,16 @@ def test_a_failed_cell_costs_no_other(monkeypatch):
     assert all(seeds == study.plan.seed_list and str(error) == "no memory left" for _, seeds, error in failures)
 
 
-def test_a_reading_that_fails_costs_no_other(monkeypatch):
+def test_a_failed_outcome_costs_no_other(monkeypatch):
     study = tiny_study(factors=schedule("1×3", "1×5"))
-    read = sharing.outcomes
+    read = chunks.outcomes
 
     def fail_at_one(branch, recipe, points):
         if recipe.stages[0].epochs == 3:
             raise ValueError("cannot read")
         return read(branch, recipe, points)
 
-    monkeypatch.setattr(sharing, "outcomes", fail_at_one)
+    monkeypatch.setattr(chunks, "outcomes", fail_at_one)
     results, failures, _ = outcomes(study)
     assert {cell.name for cell, _, _ in failures} == {
         cell_of(study, vocabulary=vocabulary, schedule="1×3").name for vocabulary in ("stable", "resorted")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygpt_lightning.study.evidence.statistics import (
+from tinygpt_lightning.study.statistics import (
     clopper_pearson,
     cochran_q,
     friedman,
@@ -36,7 +36,7 @@ def test_clopper_pearson_by_hand():
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 2)])
-def test_clopper_pearson_refuses_what_is_no_count(k, n):
+def test_clopper_pearson_refuses_impossible_counts(k, n):
     with pytest.raises(ValueError, match=f"got {k} of {n}"):
         clopper_pearson(k, n)
 
@@ -103,7 +103,7 @@ def test_friedman_shares_the_ranks_of_ties():
     assert friedman([[7, 7, 9], [0, 0, 1], [1, 2, 2]]) == pytest.approx(chi_square_tail(statistic, 2))
 
 
-def test_both_say_how_rare_the_seen_is():
+def test_friedman_agrees_with_all_permutations():
     """Against all ways the levels of each seed could have been exchanged; the tests are asymptotic, so roughly."""
     numbers = [[1, 2, 3], [1, 3, 2], [1, 2, 3], [2, 1, 3], [1, 2, 3]]
 

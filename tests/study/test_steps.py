@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
-from tinygpt_lightning.study.design.recipe import ADAMS_STATE
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import ADAMS_STATE
 
 from .test_ensemble import CPU, recipe, train
 
@@ -33,7 +33,7 @@ def adamw_step(weights, gradient, exp_avg, exp_avg_sq, step):
 
 
 @pytest.mark.parametrize("kept", list(product([False, True], repeat=3)))
-def test_each_part_of_the_state_is_kept_or_new_by_itself(kept):
+def test_each_entry_of_the_state_is_kept_or_reset_by_itself(kept):
     keep = dict(zip(ADAMS_STATE, kept, strict=True))
     asked = recipe(stage={"keep": keep})
     together = train(Ensemble(asked, [0, 1], CPU, measure_updates=True), 5)
@@ -76,7 +76,7 @@ def test_the_first_update_can_be_as_large_as_a_new_optimizers():
     assert norms["larger"][6] > norms["kept"][6]
 
 
-def test_a_larger_rate_is_that_of_an_optimizer_with_this_rate():
+def test_the_learning_rate_factor_equals_an_optimizer_with_this_rate():
     asked = recipe(stage={"reset_optimizer": False, "first_update": "as_new"})
     together = train(Ensemble(asked, [0], CPU, measure_updates=False), 5)
     twin = together.fork()
@@ -89,7 +89,7 @@ def test_a_larger_rate_is_that_of_an_optimizer_with_this_rate():
     torch.testing.assert_close(torch.stack(together.losses), torch.stack(twin.losses), atol=1e-4, rtol=0)
 
 
-def test_what_is_not_measured_costs_nothing():
+def test_without_measuring_there_are_no_norms():
     assert train(Ensemble(recipe(), [0], CPU, measure_updates=False), 2).steps.norms == []
 
 

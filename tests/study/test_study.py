@@ -6,8 +6,8 @@ from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.study.design.plan import FabricSettings, Plan
-from tinygpt_lightning.study.design.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.design import FabricSettings, Plan
+from tinygpt_lightning.study.recipe import n_parameters, read_recipe
 
 from .tiny import RESET, RUN, TEXT, TWO_STAGES, cell_of, schedule, tiny_study
 
@@ -52,7 +52,7 @@ def test_vocabularies_are_the_originals():
     assert stable.tokenizer(1).vocab == made.vocab
 
 
-def test_a_run_is_that_of_fit():
+def test_a_run_has_the_defaults_of_fit():
     recipe = read_recipe({})
     assert (recipe.config, recipe.text, recipe.prompt) == (GPTConfig(), SENTENCE, "Question: Xin chào")
     optimizer, lr_scheduler = recipe.build_optimizer(0, [torch.zeros(1, requires_grad=True)])
@@ -99,17 +99,20 @@ def test_fabric_settings_out_of_range_are_named():
         ({"model.config.heads": [2]}, "model.config.heads 2: .*heads"),
         ({"stages[1].weights": ["carried"]}, r"expected settings that some run has, got stages\[1\].weights"),
         ({"renumber": [True, True]}, None),
-        ({"a": {"x": {"renumber": True}, "y": {"renumber": True}}}, "expected another run in each cell, got the same"),
+        (
+            {"a": {"x": {"renumber": True}, "y": {"renumber": True}}},
+            "factors: expected different runs, got the same in",
+        ),
         ({"stages[0].weights": ["redrawn"]}, r"stages\[0\]: expected no keep"),
         ({"stages[0].epochs": [0]}, "epochs: expected 1 or more, got 0"),
         ({"model.config.n_positions": [27]}, "n_positions: expected 28 or more"),
         ({"data.answer": [""]}, "data.answer: expected at least one character, got none"),
-        ({"model.optimizer": ["LBFGS"]}, "expected an optimizer that goes number by number"),
+        ({"model.optimizer": ["LBFGS"]}, "expected an elementwise optimizer"),
         ({"model.optimizer.lr": [-1.0]}, r"stages\[0\]: Invalid learning rate"),
-        ({"model.lr_scheduler": [PLATEAU]}, "expected a scheduler that needs no measure, got ReduceLROnPlateau"),
+        ({"model.lr_scheduler": [PLATEAU]}, "expected a scheduler that needs no metric, got ReduceLROnPlateau"),
     ],
 )
-def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
+def test_impossible_cells_are_refused_by_name(factors, reason):
     if reason is None:  # a level named twice is one level
         assert len(tiny_study(factors=factors).cells) == 1
         return
@@ -124,12 +127,12 @@ def test_cells_that_cannot_be_are_refused_by_name(factors, reason):
         ({"keep": {"momentum": True}}, "keep: expected exp_avg, exp_avg_sq, step of Adam"),
         (
             {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "reset_optimizer": False},
-            "like the one before",
+            r"stages\[1\]: reset_optimizer: expected true, .* got SGD after AdamW",
         ),
         ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "keep": {"step": True}}, "of SGD"),
     ],
 )
-def test_a_boundary_that_cannot_be_is_refused(stage, reason):
+def test_an_impossible_boundary_is_refused(stage, reason):
     with pytest.raises(UsageError, match=reason):
         read_recipe({**RUN, "stages": [{"epochs": 3}, {"epochs": 3, **stage}]})
 

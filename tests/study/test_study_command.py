@@ -12,7 +12,7 @@ import pytest
 from tinygpt_lightning.commands.main import main as program
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study.command import parse
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
 
 from .tiny import RIDDLE, ROOT, command, comparable, read_rows, run, schedule, tiny_study, write_config
 
@@ -72,7 +72,7 @@ def test_two_processes_give_the_same_rows_as_one(finished, tmp_path):
     assert result.stdout.count("**") == 2  # one answer, by one process
 
 
-def test_killed_in_mid_run_and_started_again(finished, tmp_path):
+def test_a_killed_study_continues(finished, tmp_path):
     config = write_config(tmp_path)
     part = tmp_path / "out" / "rows-0.jsonl"
     process = subprocess.Popen(command(config), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -86,14 +86,14 @@ def test_killed_in_mid_run_and_started_again(finished, tmp_path):
     part.write_bytes(kept + b'{"run": "abc')  # as if it had been killed in mid-line
     result = run(config)
     assert result.returncode == 0, result.stderr
-    assert "the last line is not finished and is dropped" in result.stderr
+    assert "dropped the unfinished last line" in result.stderr
     rows = (tmp_path / "out" / "rows.jsonl").read_bytes()
     assert all(line in rows for line in kept.splitlines())  # kept to the last byte, durations included
     assert comparable(read_rows(tmp_path / "out")) == comparable(read_rows(finished))
     assert table(tmp_path / "out") == table(finished)
 
 
-def test_finished_rows_are_not_made_again(tmp_path, monkeypatch):
+def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
     small = ["--config", str(write_config(tmp_path, **ONE_VOCABULARY))]
     assert main(small) == 0
     before = read_rows(tmp_path / "out")
@@ -116,7 +116,7 @@ def test_rows_made_with_other_settings_are_refused_and_kept(finished, tmp_path, 
     assert (finished / "rows.jsonl").read_bytes() == before
 
 
-def test_a_failed_cell_is_reported_and_made_on_the_next_run(finished, tmp_path, monkeypatch, capsys):
+def test_a_failed_cell_is_reported_and_repeated(finished, tmp_path, monkeypatch, capsys):
     config = str(write_config(tmp_path))
     begin_stage = Ensemble.begin_stage
 
@@ -155,7 +155,7 @@ def test_two_studies_do_not_write_in_one_folder(finished, tmp_path, capfd):
     assert main(arguments) == 0
 
 
-def test_runs_that_all_diverge_are_no_answer_and_no_success(tmp_path, capfd):
+def test_a_study_whose_runs_all_diverge_fails(tmp_path, capfd):
     config = write_config(tmp_path, factors=schedule("1×5"), seeds=1)
     assert main(["--config", str(config), "--model.optimizer.lr", "1e30"]) == 1
     assert capfd.readouterr().err.endswith("2 runs diverged\n")
@@ -177,7 +177,7 @@ output: out
 """
 
 
-def test_a_factor_that_nobody_thought_of(tmp_path, monkeypatch, capfd):
+def test_a_study_of_ten_lines(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "heads.yaml").write_text(TEN_LINES, encoding="utf-8")
     assert TEN_LINES.count("\n") == 10

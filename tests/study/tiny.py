@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinygpt_lightning.study.design.plan import Plan
-from tinygpt_lightning.study.design.recipe import read_recipe
-from tinygpt_lightning.study.design.study import Study
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.rows import Common, Row, load
+from tinygpt_lightning.study.design import Plan, Study
+from tinygpt_lightning.study.recipe import read_recipe
+from tinygpt_lightning.study.rows import Common, Results, Row, load
 
 ROOT = Path(__file__).parents[2]
 TEXT = "Question: Xin \nAnswer: Chào!."

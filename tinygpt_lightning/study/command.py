@@ -1,4 +1,4 @@
-"""``study``: settings in, rows and a report out."""
+"""The command ``study``: reads settings, runs what is missing, writes rows and a report."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from tinygpt_lightning.commands.errors import UsageError, fail, need
 from tinygpt_lightning.commands.parser import trainers_mistakes
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
-from tinygpt_lightning.study.design.plan import FabricSettings, Plan
-from tinygpt_lightning.study.design.recipe import SETTINGS, RecipeParser
-from tinygpt_lightning.study.design.study import Study
+from tinygpt_lightning.study.design import FabricSettings, Plan, Study
+from tinygpt_lightning.study.recipe import SETTINGS, RecipeParser
 
 
 def parse(args: Sequence[str]) -> tuple[Study, Path]:
-    """Read the command line and the config files it names.
+    """Read the command line and the config files that it names.
 
     Returns:
-        What is asked, and the folder of the results.
+        The study, and the folder of its results.
 
     Raises:
         UsageError: If a setting is wrong.
@@ -48,22 +47,22 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
 
 @trainers_mistakes()
 def study(args: Sequence[str]) -> None:
-    """Run a study; what is there already is kept.
+    """Run a study; finished rows in its folder are kept.
 
     Args:
-        args: What was typed behind ``study``.
+        args: The arguments behind ``study``.
 
     Raises:
         SystemExit: With 1 if a row is missing at the end, or all runs diverged; with 130 if it was interrupted.
     """
     asked, folder = parse(args)
     need("study", ("scipy", "matplotlib"), "pip install -e '.[study]'")
-    # Imported only now, because it needs both.
+    # Imported here because it needs both.
     from tinygpt_lightning.study.runner import Runner
 
     try:
-        went_well = Runner(asked, folder, f"{PROGRAM} study {shlex.join(args)}").run()
+        complete = Runner(asked, folder, f"{PROGRAM} study {shlex.join(args)}").run()
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from the rows that are finished", 128 + signal.SIGINT)
-    if not went_well:
+        fail("interrupted; the same command continues after the finished rows", 128 + signal.SIGINT)
+    if not complete:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""A study from its first row to its report, on one process or many."""
+"""Runs a study from its first row to its report, in one process or several."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.gpt.memory import keep_freed_memory
-from tinygpt_lightning.study.design.plan import FabricSettings
-from tinygpt_lightning.study.design.study import Cell, Study
-from tinygpt_lightning.study.engine.outcome import Outcome
-from tinygpt_lightning.study.engine.sharing import ChunkRunner, epochs_needed
-from tinygpt_lightning.study.evidence import rows
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.report.report import write_report
+from tinygpt_lightning.study import rows
+from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.design import Cell, FabricSettings, Study
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.report import write_report
 
 
 class Runner:
-    """Makes the rows that are missing, and the report.
+    """Computes the rows that are missing, and writes the report.
 
-    Every process takes its share of the chunks and writes its rows to a file of its own; the first process
-    joins the files before the work and after it.
+    Every process takes its share of the chunks and writes its rows to its own file; the first process joins the files
+    before the work and after it.
 
     Args:
-        study: What is asked.
-        folder: Where the results go.
-        command: What makes them again, for the report.
+        study: The design.
+        folder: Folder of the results.
+        command: The command that was typed, for the report.
 
     Raises:
-        UsageError: If Fabric cannot run as it is told to.
+        UsageError: If Fabric cannot use these settings.
     """
 
     def __init__(self, study: Study, folder: Path, command: str) -> None:
@@ -51,18 +49,18 @@ class Runner:
         self.fabric = _fabric(study.plan.fabric)
 
     def run(self) -> bool:
-        """Do it all.
+        """Run all chunks, then write rows and report.
 
         Returns:
-            Whether every run of the design has its row, and not all of them diverged.
+            Whether every run of the design has a row, and not all of them diverged.
 
         Raises:
             RowsError: If the folder holds rows of another study.
-            FolderLockedError: If another process makes rows there.
+            FolderLockedError: If another study writes there.
             OSError: If the folder cannot be used.
         """
         with ExitStack() as resources:
-            existing, _ = rows.load(self.folder)  # before anything is made: what is refused leaves no folder
+            existing, _ = rows.load(self.folder)  # before the folder is created: a refused study leaves none
             rows.check_same_study(existing, self.study, self.folder)
             if self.fabric.is_global_zero:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +92,7 @@ class Runner:
             if progress:
                 progress.advance(units)
             elif os.getppid() != parent:
-                # Whoever started this process was killed: nobody is left to gather its rows.
+                # The parent was killed: no process is left to join the rows.
                 raise SystemExit(1)
 
         self._writer = rows.RowWriter(self.folder / f"rows-{self.fabric.global_rank}.jsonl")
@@ -107,8 +105,7 @@ class Runner:
 
     def _keep(self, cell: Cell, outcomes: dict[int, Outcome]) -> None:
         # All seeds of the chunk were trained, since a stack of another size may round differently.
-        made_with = {"engine": self._engine, "versions": _versions()}
-        common = rows.Common(cell.recipe.settings, made_with)
+        common = rows.Common(cell.recipe.settings, {"engine": self._engine, "versions": _versions()})
         self._writer.write(
             rows.Row(common, seed, outcomes[seed].pop("seconds"), outcomes[seed])
             for seed in self._unfinished(cell, list(outcomes))
@@ -122,17 +119,17 @@ class Runner:
         }  # fmt: skip
 
     def _gather(self) -> bool:
-        made, _ = rows.load(self.folder)
+        finished, _ = rows.load(self.folder)
         places = [(cell.recipe.key, seed) for cell in self.study.cells for seed in self.plan.seed_list]
         order = {place: number for number, place in enumerate(places)}
         # Rows of an earlier, larger design are kept, after those of this one.
-        made.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
-        rows.save(self.folder, made)
-        print(write_report(self.study, made, self.folder, self.command))
+        finished.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
+        rows.save(self.folder, finished)
+        print(write_report(self.study, finished, self.folder, self.command))
         say(f"report: {self.folder / 'report.md'}")
-        results = Results(self.study, made)
+        results = rows.Results(self.study, finished)
         if results.missing:
-            say(f"{results.missing} runs are missing: the same command makes them again")
+            say(f"{results.missing} runs are missing: the same command repeats them")
         if results.diverged:
             say(f"{results.diverged} runs diverged")
         return not results.missing and results.diverged < len(results.runs)
@@ -150,10 +147,10 @@ def _fabric(settings: FabricSettings) -> Fabric:
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
-            # One process may be done long before the last one is.
+            # The barrier at the end waits for the slowest process.
             strategy=DDPStrategy(timeout=timedelta(days=30)) if several else "auto",
         )
-    except (RuntimeError, ValueError) as error:  # Fabric's own messages say what there is to choose from
+    except (RuntimeError, ValueError) as error:  # Fabric's message lists the choices
         raise UsageError(f"fabric.accelerator, fabric.devices: {error}") from None
 
 

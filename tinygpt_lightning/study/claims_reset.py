@@ -1,27 +1,35 @@
-"""What a new optimizer does: which part of AdamW's state must start anew, and how much of it is step size alone."""
+"""What a new optimizer does: which entries of AdamW's state must be reset, and what larger steps alone explain."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import median
 
 from matplotlib.figure import Figure
 from typing_extensions import override
 
-from tinygpt_lightning.study.design.recipe import ADAMS_STATE
-from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.shares import CARRIES, Share, shares
-from tinygpt_lightning.study.report.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
-from tinygpt_lightning.study.report.markdown import listed, spread, table
+from tinygpt_lightning.study.claims import Claims, listed, spread, table
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
+from tinygpt_lightning.study.findings import SIGNIFICANCE
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.recipe import ADAMS_STATE
+from tinygpt_lightning.study.rows import Results
+from tinygpt_lightning.study.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
+
+CARRIES = 0.9  # least fraction of the reset's effect that counts as nearly all of it
 
 
 class Reset(Claims):
-    """What starting AdamW's `exp_avg`, `exp_avg_sq` and `step` anew does to the loss.
+    """The effect on the loss of a reset of AdamW's `exp_avg`, `exp_avg_sq` and `step`, each alone and together.
 
     Args:
-        results: What came out.
+        results: The outcomes.
 
     Attributes:
-        shares: What each cell has of the whole reset's effect.
+        shares: The fraction of the whole reset's effect that each cell has.
     """
 
     def __init__(self, results: Results) -> None:
@@ -30,17 +38,17 @@ class Reset(Claims):
 
     @property
     def factorial(self) -> dict[frozenset[str], Share]:
-        """What starts anew, to what it does."""
+        """The combinations of levels, by the entries that are reset."""
         return {share.new: share for share in self.shares if share.cell.control is None}
 
     @property
     def whole(self) -> Share | None:
-        """Everything new."""
+        """The share of the whole reset, which is 1."""
         return self.factorial.get(frozenset(ADAMS_STATE))
 
     @property
     def carriers(self) -> list[frozenset[str]]:
-        """The least that must start anew for nearly all of the effect; more than one if there are several ways."""
+        """The smallest sets of entries whose reset has nearly all of the effect."""
         enough = [new for new, share in self.factorial.items() if share.carries]
         return [new for new in enough if not any(other < new for other in enough)]
 
@@ -48,7 +56,7 @@ class Reset(Claims):
     def shortcoming(self) -> str | None:
         if self.results.missing:
             return "not all runs are there"
-        # Cells that diverge are results here; without these two nothing can be compared.
+        # A cell that diverges is a result here; but without these two there is nothing to compare.
         if self.whole is None or self.whole.mean is None:
             return "the reset does not lower the final loss of every seed"
         if self.whole.p >= SIGNIFICANCE:
@@ -144,7 +152,7 @@ class Reset(Claims):
 
 
 MOMENTS = frozenset({"exp_avg", "exp_avg_sq"})
-# Said only where the rows agree with it.
+# In the report only if the rows agree with it.
 WHY = (
     "Why, as far as arithmetic goes: AdamW divides the first moment by the root of the second. The second one, kept, "
     "still holds the large gradients of the beginning, so every step is small; anew, it holds those of today, and the "
@@ -153,3 +161,97 @@ WHY = (
     "(Others restart them on purpose: AdaR, IJCAI 2025, both moments on a cycle; Abuduweili and Liu 2024, arXiv "
     "2412.02153, are about the second moment's start from zero.)"
 )
+
+
+@dataclass(frozen=True)
+class Share:
+    """The fraction of the whole reset's effect on the logarithm of the final loss that a cell has.
+
+    Args:
+        cell: The cell.
+        losses: Final losses, dropout off; None for NaN and inf.
+        lower: Number of seeds whose loss is lower than with everything kept.
+        higher: Number of seeds whose loss is higher.
+        mean: Mean fraction over the seeds: 0 is everything kept, 1 is everything new. None if a loss is NaN or inf,
+            or the whole reset does not lower the loss of every seed.
+        interval: 95 % bootstrap interval of the mean.
+        p: Two-sided p-value of the sign test against everything kept, after Holm's correction.
+    """
+
+    cell: Cell
+    losses: list[float | None]
+    lower: int
+    higher: int
+    mean: float | None
+    interval: Interval | None
+    p: float
+
+    @property
+    def new(self) -> frozenset[str]:
+        """The entries that are reset."""
+        last = self.cell.recipe.stages[-1]
+        return frozenset(name for name in ADAMS_STATE if not last.keeps(name))
+
+    @property
+    def exploded(self) -> int:
+        """Number of seeds whose final loss is above that of a uniform guess, NaN or inf."""
+        knows_nothing = math.log(self.cell.recipe.config.vocab_size)
+        return sum(loss is None or loss > knows_nothing for loss in self.losses)
+
+    @property
+    def loss(self) -> str:
+        """The median final loss, as text."""
+        known = [loss for loss in self.losses if loss is not None]
+        return f"{median(known):.2g} nats" if known else "no number"
+
+    @property
+    def carries(self) -> bool:
+        """Whether the cell has nearly all of the effect."""
+        return self.mean is not None and self.mean >= CARRIES and self.p < SIGNIFICANCE
+
+
+def shares(results: Results) -> list[Share]:
+    """The shares of all cells with several stages; none unless a cell keeps everything, and another one nothing."""
+    cells = [cell for cell in results.study.cells if len(cell.recipe.stages) > 1 and results.by_cell[cell]]
+    own = {cell: cell.recipe.stages[-1] for cell in cells if cell.recipe.stages[-1].first_update == "own"}
+    kept = next((cell for cell, last in own.items() if all(map(last.keeps, ADAMS_STATE))), None)
+    new = next((cell for cell, last in own.items() if not any(map(last.keeps, ADAMS_STATE))), None)
+    if not kept or not new:
+        return []
+    kept_losses, new_losses = (_losses(results.by_cell[cell]) for cell in (kept, new))
+    found = []
+    for cell in cells:
+        losses = _losses(results.by_cell[cell])
+        seeds = [seed for seed in losses if seed in kept_losses and seed in new_losses]
+        gains = [_gain(kept_losses[seed], losses[seed]) for seed in seeds]
+        wholes = [_gain(kept_losses[seed], new_losses[seed]) for seed in seeds]
+        comparable = [
+            gain / whole for gain, whole in zip(gains, wholes, strict=True) if whole > 0 and math.isfinite(gain)
+        ]
+        complete = len(comparable) == len(seeds) > 0
+        lower, higher = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        found.append(
+            Share(
+                cell,
+                list(losses.values()),
+                lower,
+                higher,
+                sum(comparable) / len(comparable) if complete else None,
+                paired_bootstrap(comparable) if complete and len(comparable) > 1 else None,
+                mcnemar_exact(lower, higher),
+            )
+        )
+    adjusted = holm([share.p for share in found])
+    return [replace(share, p=p) for share, p in zip(found, adjusted, strict=True)]
+
+
+def _losses(outcomes: Mapping[int, Outcome]) -> dict[int, float | None]:
+    return {seed: outcome["final_loss_dropout_off"] for seed, outcome in outcomes.items()}
+
+
+def _gain(before: float | None, after: float | None) -> float:
+    """By how many powers of ten the loss is lower; None, a diverged loss, is higher than all others."""
+    if before is None or after is None:
+        return 0.0 if before == after else math.inf if before is None else -math.inf
+    smallest = 1e-12  # a loss of 0 has no logarithm
+    return math.log10(max(before, smallest) / max(after, smallest))

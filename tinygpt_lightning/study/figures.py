@@ -1,4 +1,4 @@
-"""Pictures of any study; each function returns a figure that belongs to nobody yet."""
+"""Figures for any study."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tinygpt_lightning.study.design.study import Cell, Factor, Study, in_words
-from tinygpt_lightning.study.engine.outcome import as_trained
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.statistics import clopper_pearson
+from tinygpt_lightning.study.design import Cell, Factor, Study, level_names
+from tinygpt_lightning.study.outcome import as_trained
+from tinygpt_lightning.study.rows import Results
+from tinygpt_lightning.study.statistics import clopper_pearson
 
-# Okabe and Ito 2008: told apart by colour-blind readers too.
+# Okabe and Ito 2008: colour-blind readers can tell these apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 RED, GREY, BLACK = "#D55E00", "#888888", "#000000"
 STYLES = ("-", "--", ":", "-.")
@@ -27,10 +27,10 @@ class Looks(NamedTuple):
     """How a cell is drawn.
 
     Args:
-        colour: By the first factor; controls are black.
-        style: By the one of the others that has the fewest levels.
-        panel: By all the rest, in words.
-        label: What colour and style mean, in words.
+        colour: Level of the first factor; controls are black.
+        style: Level of the factor with the fewest levels among the others.
+        panel: Levels of all other factors, as text.
+        label: Levels that colour and style stand for, as text.
     """
 
     colour: str
@@ -40,7 +40,7 @@ class Looks(NamedTuple):
 
 
 def looks(study: Study) -> dict[Cell, Looks]:
-    """How each cell is drawn, so that curves in one panel differ in two things at most."""
+    """How each cell is drawn: curves in one panel differ in two factors at most."""
     first = study.factors[:1]
     second = sorted(study.factors[1:], key=lambda factor: len(factor.levels))[:1]
     return {
@@ -57,16 +57,16 @@ def looks(study: Study) -> dict[Cell, Looks]:
 
 
 def _number(cell: Cell, factors: list[Factor]) -> int:
-    """Of the cell's level of the only factor, from 0."""
+    """Index of the cell's level of the only factor; 0 if it has none."""
     return next((list(f.levels).index(cell.levels[f.name]) for f in factors if f.name in cell.levels), 0)
 
 
 def _words(cell: Cell, factors: list[Factor]) -> str:
-    return in_words({factor.name: cell.levels[factor.name] for factor in factors if factor.name in cell.levels})
+    return level_names({factor.name: cell.levels[factor.name] for factor in factors if factor.name in cell.levels})
 
 
 def exactness_figure(results: Results) -> Figure:
-    """How often each cell gives the sentence, with exact 95 % intervals, as read back and as trained."""
+    """Fraction of exact seeds by cell, with 95 % intervals, in the vocabulary that is read and that of training."""
     cells = [cell for cell in results.study.cells if results.by_cell[cell]]
     drawn = looks(results.study)
     figure = Figure(figsize=(10, 1.6 + 0.42 * len(cells)), layout="constrained")
@@ -107,11 +107,11 @@ def _draw_share(axes: Axes, k: int, n: int, y: float, **marks: object) -> None:
 
 
 def curve_figure(results: Results, curve: str) -> Figure:
-    """A curve by epoch, for every cell: the median over seeds, and all of them between.
+    """A curve by epoch, for every cell: the median over seeds, and a band from the lowest to the highest seed.
 
     Args:
-        results: What came out.
-        curve: Its name in an outcome, one of `CURVES`.
+        results: The outcomes.
+        curve: Name of the curve in an outcome, one of `CURVES`.
     """
     drawn = {cell: how for cell, how in looks(results.study).items() if results.by_cell[cell]}
     panels = list(dict.fromkeys(how.panel for how in drawn.values()))
@@ -144,7 +144,7 @@ def draw_curve(axes: Axes, results: Results, cell: Cell, curve: str, colour: str
     if not outcomes:
         return
     epochs = outcomes[0]["epochs"]
-    # A diverged loss is null in the rows; as NaN it leaves a gap in the curve.
+    # A diverged loss is None in a row; as NaN it leaves a gap in the curve.
     curves = np.array([outcome[curve] for outcome in outcomes if outcome["epochs"] == epochs], dtype=float)
     if len(curves) > 1:
         axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.12, lw=0)
@@ -154,7 +154,7 @@ def draw_curve(axes: Axes, results: Results, cell: Cell, curve: str, colour: str
 
 
 def finish_curves(axes: Axes, results: Results, curve: str) -> None:
-    """Scale and grid; and how large a loss is that knows nothing."""
+    """Set scale and grid, and mark the loss of a uniform guess."""
     vocabularies = {cell.recipe.config.vocab_size for cell in results.study.cells}
     if curve == "loss" and len(vocabularies) == 1:
         size = vocabularies.pop()

@@ -1,4 +1,4 @@
-"""The arithmetic of the evidence: intervals, exact tests, corrections. Pure functions."""
+"""Confidence intervals, exact tests and corrections: pure functions."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value of a paired comparison of two yes/no outcomes (McNemar 1947).
 
     Args:
-        only_first: Pairs in which only the first outcome is a success.
-        only_second: Pairs in which only the second one is. Pairs that agree say nothing.
+        only_first: Number of pairs in which only the first outcome is a success.
+        only_second: Number of pairs in which only the second one is. Pairs that agree do not count.
 
     >>> mcnemar_exact(5, 0)  # 2 · 0.5^5
     0.0625
@@ -52,7 +52,7 @@ def cochran_q(outcomes: Sequence[Sequence[bool]]) -> float:
     """Asymptotic p-value of a paired comparison of several yes/no outcomes (Cochran 1950).
 
     Args:
-        outcomes: For each seed, one outcome for each level.
+        outcomes: One outcome for each level, by seed.
 
     Raises:
         ValueError: If there are no seeds, fewer than two levels, or not the same number for each seed.
@@ -66,7 +66,7 @@ def cochran_q(outcomes: Sequence[Sequence[bool]]) -> float:
     k = values.shape[1]
     of_level, of_seed = values.sum(axis=0), values.sum(axis=1)
     spread = float((of_seed * (k - of_seed)).sum())
-    if spread == 0:  # all seeds agree with themselves
+    if spread == 0:  # no seed differs between levels
         return 1.0
     q = k * (k - 1) * float(((of_level - of_level.mean()) ** 2).sum()) / spread
     return float(stats.chi2.sf(q, k - 1))
@@ -76,7 +76,7 @@ def friedman(numbers: Sequence[Sequence[float]]) -> float:
     """Asymptotic p-value of a paired comparison of several numbers, by their ranks (Friedman 1937).
 
     Args:
-        numbers: For each seed, one number for each level.
+        numbers: One number for each level, by seed.
 
     Raises:
         ValueError: If there are no seeds, fewer than two levels, or not the same number for each seed.
@@ -90,7 +90,7 @@ def friedman(numbers: Sequence[Sequence[float]]) -> float:
     n, k = values.shape
     ranks = stats.rankdata(values, axis=1)
     spread = float(((ranks - (k + 1) / 2) ** 2).sum())
-    if spread == 0:  # nothing but ties
+    if spread == 0:  # all ranks are tied
         return 1.0
     chi2 = (k - 1) * n * n * float(((ranks.mean(axis=0) - (k + 1) / 2) ** 2).sum()) / spread
     return float(stats.chi2.sf(chi2, k - 1))
@@ -120,9 +120,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_bootstrap(
     differences: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Percentile interval of the mean of paired differences (Efron 1979); the same seed gives the same one.
+    """Percentile interval of the mean of paired differences (Efron 1979); equal seeds give equal intervals.
 
-    The percentile method and not BCa, which has no answer when all differences are equal.
+    The percentile method and not BCa, which is undefined when all differences are equal.
 
     Raises:
         ValueError: If there are fewer than two differences.

@@ -1,7 +1,7 @@
-"""From outcomes to findings: which factor matters, by tests that were fixed before the results were seen.
+"""Which factors matter, by tests that the design fixes before there are results.
 
-A factor is compared within each level of the study's first factor, and the first one within each of the second's:
-what one thing does often depends on another, and the order in a study's settings says which one comes first.
+A factor is compared within each level of the first factor, and the first factor within each level of the second:
+effects often depend on another factor, and the order of the factors in the config says which one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from tinygpt_lightning.study.design.study import Cell, Factor, in_words
-from tinygpt_lightning.study.engine.outcome import Outcome
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.statistics import (
+from tinygpt_lightning.study.design import Cell, Factor, level_names
+from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.rows import Results
+from tinygpt_lightning.study.statistics import (
     Interval,
     cochran_q,
     friedman,
@@ -35,20 +35,20 @@ Groups = Mapping[str, Sequence[Cell]]  # level to the cells that have it
 
 @dataclass(frozen=True)
 class Contrast:
-    """A test of one factor on exactness, paired by seed: McNemar's of two levels, Cochran's Q of more.
+    """A test of one factor on exactness, paired by seed: McNemar's for two levels, Cochran's Q for more.
 
     A seed is a success at a level if *all* its runs at that level are exact, so each seed counts once: the
-    runs of a seed are alike, and counting each would make the evidence look stronger than it is.
+    runs of a seed are similar, and counting each would make the evidence look stronger than it is.
 
     Args:
-        factor: What is varied.
-        within: The part of the design that is looked at.
+        factor: Name of the factor.
+        within: The part of the design that is compared.
         levels: The levels that are compared.
-        n: Seeds that have all their runs at all levels.
-        exact: Seeds that are successes at each level.
-        differing: Seeds that are not the same at all levels.
+        n: Number of seeds that have all their runs at all levels.
+        exact: Number of seeds that are successes, at each level.
+        differing: Number of seeds that are not the same at all levels.
         p: Two-sided p-value.
-        p_holm: The same, corrected after Holm for all tests of the study; null until it is.
+        p_holm: The p-value after Holm's correction for all tests of the study; None before it.
     """
 
     factor: str
@@ -62,17 +62,17 @@ class Contrast:
 
     @property
     def test(self) -> str:
-        """The test's name."""
+        """Name of the test."""
         return "McNemar's exact" if len(self.levels) == 2 else "Cochran's Q"
 
     @property
     def decisive(self) -> bool:
-        """Whether the factor's effect stands after the correction."""
+        """Whether the effect is significant after the correction."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANCE
 
 
 def contrast(results: Results, factor: str, within: str, groups: Groups) -> Contrast | None:
-    """Compare groups of cells; null if fewer than two have cells, or no seed has all its runs."""
+    """Compare groups of cells; None if fewer than two have cells, or no seed has all its runs."""
     groups = {level: cells for level, cells in groups.items() if cells}
     everywhere = [cell for cells in groups.values() for cell in cells]
     seeds = [seed for seed in results.seeds if all(seed in results.by_cell[cell] for cell in everywhere)]
@@ -91,22 +91,22 @@ def contrast(results: Results, factor: str, within: str, groups: Groups) -> Cont
 
 
 def factor_contrasts(results: Results) -> list[Contrast]:
-    """Every factor within each level of the first one, and the first one within each of the second's."""
+    """Tests of every factor within each level of the first one, and of the first one within each of the second."""
     factors = results.study.factors
-    found = []
+    tests = []
     for number, factor in enumerate(factors):
         others = [factors[0]] if number else factors[1:2]
         for within, levels in ((other.name, level) for other in others for level in other.levels):
-            found.append(
+            tests.append(
                 contrast(results, factor.name, f"{within} {levels}", _groups(results, factor, {within: levels}))
             )
         if not others:
-            found.append(contrast(results, factor.name, "all runs", _groups(results, factor, {})))
-    return [each for each in found if each]
+            tests.append(contrast(results, factor.name, "all runs", _groups(results, factor, {})))
+    return [test for test in tests if test]
 
 
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """The same with all p-values corrected together."""
+    """Correct all p-values together, after Holm."""
     adjusted = holm([each.p for each in contrasts])
     return [replace(each, p_holm=p) for each, p in zip(contrasts, adjusted, strict=True)]
 
@@ -195,6 +195,6 @@ def _rows_of(results: Results, factor: Factor) -> Iterator[tuple[str, dict[str, 
     for cell in results.study.cells:
         if factor.name in cell.levels:
             others = {name: level for name, level in cell.levels.items() if name != factor.name}
-            words = in_words(others) or "all runs"
+            words = level_names(others) or "all runs"
             found.setdefault(words, {})[cell.levels[factor.name]] = cell
     yield from ((words, cells) for words, cells in found.items() if len(cells) > 1)

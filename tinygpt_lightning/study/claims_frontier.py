@@ -1,32 +1,33 @@
-"""How small a network can learn the sentence, and in how many steps: what the rows say, and what can be proved."""
+"""How small a model can learn the sentence, and in how many steps; and why no smaller one can."""
 
 from __future__ import annotations
 
+from itertools import count, product
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from typing_extensions import override
 
-from tinygpt_lightning.study.design.recipe import Recipe, n_parameters
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.evidence.statistics import clopper_pearson
-from tinygpt_lightning.study.report.claims.cipher import symbols
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.proof import proof, smallest_possible
-from tinygpt_lightning.study.report.figures import BLACK, GREY, RED
-from tinygpt_lightning.study.report.markdown import table
+from tinygpt_lightning.gpt.model import GPTConfig
+from tinygpt_lightning.study.claims import Claims, table
+from tinygpt_lightning.study.claims_riddle import symbols
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.figures import BLACK, GREY, RED
+from tinygpt_lightning.study.recipe import Recipe, n_parameters
+from tinygpt_lightning.study.statistics import clopper_pearson
 
-OPEN = 0.01  # the share of seeds that "every seed" may leave open, at the 95 % interval's lower end
+MOST_WITHOUT_BIAS = 3  # different symbols that a model of width 2 without biases can generate
+OPEN = 0.01  # "every seed" needs a 95 % interval whose lower end is above 1 - OPEN
 
 
 class Record(NamedTuple):
-    """What the original's author published: one run each.
+    """A result that the original's author published, of one run.
 
     Args:
-        parameters: Numbers that are trained.
+        parameters: Number of trained parameters.
         steps: Epochs of all stages together.
-        folder: Of the original's repository.
+        folder: Folder of the original's repository.
     """
 
     parameters: int
@@ -48,10 +49,10 @@ class Point(NamedTuple):
 
     Args:
         cell: The cell.
-        parameters: Of its network.
+        parameters: Number of trained parameters.
         steps: Epochs of all stages together.
-        k: Seeds that become exact.
-        n: Seeds.
+        k: Number of seeds that become exact.
+        n: Number of seeds.
     """
 
     cell: Cell
@@ -62,34 +63,34 @@ class Point(NamedTuple):
 
     @property
     def size(self) -> str:
-        """Its name, in lines that are short."""
+        """Name of the size, in short lines."""
         cell = self.cell
         return (cell.control or next(iter(cell.levels.values()), "")).replace(", ", ",\n")
 
     @property
     def interval(self) -> str:
-        """The share of exact seeds with its exact interval."""
+        """The exact seeds with the Clopper-Pearson interval of their fraction."""
         low, high = clopper_pearson(self.k, self.n)
         return f"{self.k} of {self.n} seeds (95 % interval {100 * low:.1f}–{100 * high:.1f} %)"
 
 
 class Frontier(Claims):
-    """Which share of seeds becomes exact, over the network's size and the number of steps."""
+    """The fraction of seeds that become exact, by the model's size and the number of steps."""
 
     @property
     def points(self) -> list[Point]:
-        """All cells that have runs, smallest network first."""
-        found = []
+        """All cells that have runs, smallest model first."""
+        points = []
         for cell, outcomes in self.results.by_cell.items():
             if outcomes:
                 k = sum(outcome["exact"] for outcome in outcomes.values())
                 steps = sum(stage.epochs for stage in cell.recipe.stages)
-                found.append(Point(cell, n_parameters(cell.recipe.config), steps, k, len(outcomes)))
-        return sorted(found, key=lambda point: (point.parameters, point.steps))
+                points.append(Point(cell, n_parameters(cell.recipe.config), steps, k, len(outcomes)))
+        return sorted(points, key=lambda point: (point.parameters, point.steps))
 
     @property
     def smallest(self) -> Point | None:
-        """The smallest network that any seed learns, where most of them do."""
+        """The smallest model that any seed learns, at the length at which most seeds learn it."""
         learnt = [point for point in self.points if point.k]
         if not learnt:
             return None
@@ -98,7 +99,7 @@ class Frontier(Claims):
 
     @property
     def every(self) -> Point | None:
-        """The smallest network that every seed learns, in the fewest steps."""
+        """The smallest model that every seed learns, in the fewest steps."""
         return next((point for point in self.points if point.k == point.n), None)
 
     @override
@@ -169,7 +170,7 @@ class Frontier(Claims):
 
 
 def frontier_figure(points: list[Point]) -> Figure:
-    """Share of exact seeds by size and steps, with what the original's author published."""
+    """Fraction of exact seeds by size and steps, and the results that the original's author published."""
     sizes = {(point.parameters, point.size) for point in points}
     known = {parameters for parameters, _ in sizes}
     sizes |= {(record.parameters, "") for record in RECORDS if record.parameters not in known}
@@ -211,3 +212,65 @@ def frontier_figure(points: list[Point]) -> Figure:
         weight="bold",
     )
     return figure
+
+
+def least(recipe: Recipe, width: int, *, bias: bool, tied: bool) -> GPTConfig:
+    """The smallest model of a kind that has a position for each character that it reads."""
+    # The last character is generated and not read, so it needs no position.
+    n_positions = (recipe.taught.max_length or 0) - 1
+    return GPTConfig(recipe.config.vocab_size, n_positions, width, 1, n_inner=1, bias=bias, tie_weights=tied)
+
+
+def smallest_possible(recipe: Recipe) -> GPTConfig | None:
+    """The smallest model that can generate the answer; None if the answer has too few symbols for the proof."""
+    return least(recipe, 2, bias=True, tied=True) if _symbols(recipe) > MOST_WITHOUT_BIAS else None
+
+
+def kinds_below(recipe: Recipe, parameters: int) -> list[GPTConfig]:
+    """The smallest model of every kind (width, biases, tied weights) that has one with fewer parameters.
+
+    GPT-2's other options only add parameters (a wider MLP, more positions) or none (heads).
+    """
+    smallest: list[GPTConfig] = []
+    for width in count(1):
+        kinds = [least(recipe, width, bias=bias, tied=tied) for bias, tied in product((False, True), repeat=2)]
+        smaller = [config for config in kinds if n_parameters(config) < parameters]
+        if not smaller:
+            break
+        smallest += smaller
+    return smallest
+
+
+def proof(recipe: Recipe) -> list[str]:
+    """The proof in Markdown; empty if it does not hold for this sentence."""
+    config = smallest_possible(recipe)
+    if config is None:
+        return []
+    parameters, V = n_parameters(config), config.vocab_size
+    rows = []
+    for kind in kinds_below(recipe, parameters):
+        says = "the same symbol always" if kind.n_embd == 1 else f"{MOST_WITHOUT_BIAS} symbols at most"
+        answers = ["yes" if answer else "no" for answer in (kind.bias, kind.tie_weights)]
+        rows.append([str(kind.n_embd), *answers, str(n_parameters(kind)), says])
+    return [
+        f"One block of GPT-2 with {V} symbols and the {config.n_positions} positions that are read has these kinds "
+        f"below {parameters} parameters, each with the least of everything else:",
+        table(["width", "biases", "tied head", "parameters", "can say"], rows),
+        f"- **Width 1.** LayerNorm subtracts the mean, which is the only number itself: `ln_f` gives the same whatever "
+        "came in, so the logits never change, and one symbol is always the largest.\n"
+        "- **Width 2.** Of two numbers LayerNorm leaves (u, −u), with u between −1 and 1: whatever the block does, the "
+        "network can only choose u. *Without biases* each logit is u times a number of its own, so the largest is one "
+        "symbol for every u above 0, another for every u below, and at 0 all are equal and the first one is taken: "
+        f"{MOST_WITHOUT_BIAS} symbols, and the answer has {_symbols(recipe)}.\n"
+        f"- *With biases* the logits are {V} straight lines over u, and the embeddings choose slope and height of each "
+        "freely: as tangents of one parabola, each is the highest somewhere. A position's own embedding then chooses "
+        f"its u, so that a network of {parameters} parameters can be written down without any training; a test of this "
+        "project does. What training needs beside it is that u is a dial and not a switch, which a large "
+        "`layer_norm_epsilon` makes it.\n"
+        "- Width 3 has more parameters in its embeddings alone. (All this is arithmetic with real numbers; what "
+        "rounding may do is left aside.)",
+    ]
+
+
+def _symbols(recipe: Recipe) -> int:
+    return len(set(recipe.text[len(recipe.prompt) :]))

@@ -1,4 +1,4 @@
-"""What came out of a run, as it is stored in its row."""
+"""The outcome of a run, as its row stores it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torchmetrics.functional.text import char_error_rate
 
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
-from tinygpt_lightning.study.design.recipe import Recipe
-from tinygpt_lightning.study.engine.ensemble import Ensemble
+from tinygpt_lightning.study.ensemble import Ensemble
+from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.trained import TrainedGPT
 
 Outcome = dict[str, Any]
 
 
 def as_trained(outcome: Outcome, name: str) -> Any:
-    """What came out when the vocabulary of training is used to read: exact, text or char_error_rate."""
+    """A field of the text that is generated with the vocabulary of training: exact, text or char_error_rate."""
     return outcome.get("in_training_vocabulary", outcome)[name]
 
 
 @torch.no_grad()
 def outcomes(ensemble: Ensemble, recipe: Recipe, curve_points: int) -> dict[int, Outcome]:
-    """What came out, for each seed; numbers that are no numbers (a diverged loss) become null.
+    """The outcome of each seed. NaN and inf (a diverged loss) become None.
 
     Args:
-        ensemble: At the end of the run.
-        recipe: Of the run.
-        curve_points: How many epochs of a long curve are kept.
+        ensemble: The replicates at the end of the run.
+        recipe: Settings of the run.
+        curve_points: Number of epochs of a long curve that are kept.
     """
-    ensemble.look()
+    ensemble.note_exactness()
     loss_on = ensemble.loss_with_dropout().tolist()
     loss_off = ensemble.evaluate()[0].tolist()
     curves = {"loss": torch.stack(ensemble.losses, dim=1)}  # (S, epochs)
@@ -47,11 +47,12 @@ def outcomes(ensemble: Ensemble, recipe: Recipe, curve_points: int) -> dict[int,
     norms = ensemble.steps.norms
     first_updates = [number(norm) for norm in norms[starts[-1]].tolist()] if norms else None  # of the last stage
     factors = ensemble.steps.rate_factor
-    reader = _Reader(recipe, ensemble)
-    found = {}
+    model = TinyGPT(recipe.config).to(ensemble.device)  # holds the weights of one replicate after another
+    by_seed = {}
     for index, seed in enumerate(ensemble.seeds):
-        found[seed] = {
-            **reader.read(index),
+        ensemble.copy_weights(index, model)
+        by_seed[seed] = {
+            **generated(recipe, model),
             "epochs": [epoch + 1 for epoch in kept],
             **{name: curve[index] for name, curve in thinned.items()},
             "first_loss_of_stage": first_losses[index],
@@ -62,11 +63,11 @@ def outcomes(ensemble: Ensemble, recipe: Recipe, curve_points: int) -> dict[int,
             **({} if factors is None else {"learning_rate_factor": number(factors[index].item())}),
             "seconds": ensemble.seconds / len(ensemble.seeds),
         }
-    return found
+    return by_seed
 
 
 def kept_epochs(total: int, starts: Sequence[int], points: int) -> list[int]:
-    """Epochs of a curve that are kept, from 0: evenly spaced, with the first and the last one of each stage.
+    """Epochs of a curve that a row keeps, from 0: evenly spaced, with the first and the last one of each stage.
 
     >>> kept_epochs(5, [0], 10)
     [0, 1, 2, 3, 4]
@@ -81,7 +82,7 @@ def kept_epochs(total: int, starts: Sequence[int], points: int) -> list[int]:
 
 
 def number(value: float) -> float | None:
-    """A number of single precision with as many digits as it has, nine; or null if it is none."""
+    """A single-precision number with the nine digits that it has; None for NaN and inf."""
     return float(f"{value:.9g}") if math.isfinite(value) else None
 
 
@@ -89,31 +90,17 @@ def _numbers(values: Tensor) -> list[list[float | None]]:
     return [[number(value) for value in row] for row in values.tolist()]
 
 
-class _Reader:
-    """Asks the replicates for the sentence, by greedy decoding.
+def generated(recipe: Recipe, model: TinyGPT) -> Outcome:
+    """Generate greedily from the prompt, with the vocabulary that is saved and, if another one, that of training."""
+    stages = len(recipe.stages)
+    trained_with, read_with = recipe.tokenizer(stages - 1), recipe.tokenizer(stages)
+    outcome = _generated(recipe, model, read_with)
+    if read_with.vocab != trained_with.vocab:
+        outcome["in_training_vocabulary"] = _generated(recipe, model, trained_with)
+    return outcome
 
-    Args:
-        recipe: Of the run.
-        ensemble: The replicates.
-    """
 
-    def __init__(self, recipe: Recipe, ensemble: Ensemble) -> None:
-        self.recipe = recipe
-        self.ensemble = ensemble
-        self.model = TinyGPT(recipe.config).to(ensemble.device)  # lent to one replicate's weights after another
-        stages = len(recipe.stages)
-        self.trained_on, self.read_with = recipe.tokenizer(stages - 1), recipe.tokenizer(stages)
-
-    def read(self, index: int) -> Outcome:
-        """What one replicate says."""
-        self.ensemble.copy_weights(index, self.model)
-        found = self._say(self.read_with)
-        if self.read_with.vocab != self.trained_on.vocab:
-            found["in_training_vocabulary"] = self._say(self.trained_on)
-        return found
-
-    def _say(self, tokenizer: CharTokenizer) -> Outcome:
-        expected = self.recipe.text
-        text = TrainedGPT(self.model, tokenizer, self.recipe.taught).complete(self.recipe.prompt)
-        error_rate = number(char_error_rate([text], [expected]).item())
-        return {"exact": text == expected, "text": text, "char_error_rate": error_rate}
+def _generated(recipe: Recipe, model: TinyGPT, tokenizer: CharTokenizer) -> Outcome:
+    text = TrainedGPT(model, tokenizer, recipe.taught).complete(recipe.prompt)
+    error_rate = number(char_error_rate([text], [recipe.text]).item())
+    return {"exact": text == recipe.text, "text": text, "char_error_rate": error_rate}

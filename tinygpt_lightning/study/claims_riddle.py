@@ -1,41 +1,48 @@
-"""The riddle's claims: what the original project says of its stages, and what the rows say to it."""
+"""The riddle: why two stages of 30 epochs reproduce the sentence, and one stage of 300 does not."""
 
 from __future__ import annotations
 
+import re
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from typing_extensions import override
 
-from tinygpt_lightning.study.design.study import Cell
-from tinygpt_lightning.study.engine.outcome import as_trained
-from tinygpt_lightning.study.evidence.findings import Contrast, contrast
-from tinygpt_lightning.study.report.claims.cipher import cipher_figure, cipher_text
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.markdown import table
+from tinygpt_lightning.gpt.tokenizer import PAD, UNK
+from tinygpt_lightning.study.claims import Claims, table
+from tinygpt_lightning.study.design import Cell
+from tinygpt_lightning.study.figures import GREY
+from tinygpt_lightning.study.findings import Contrast, contrast
+from tinygpt_lightning.study.outcome import Outcome, as_trained
+
+COLUMNS = 32  # symbols in a line of the figure
+GIVEN, RIGHT, WRONG = "#eeeeee", "#cfe8f7", "#f7cdb8"
 
 
 class Riddle(Claims):
-    """Why two stages of 30 epochs give the sentence and one of 300 does not."""
+    """The original project's claims about its stages, and the evidence of the rows."""
 
     @property
     def predicted(self) -> int:
-        """Runs whose exactness is what the vocabularies alone predict."""
+        """Number of runs whose exactness the vocabularies alone predict."""
         return sum(outcome["exact"] == same_vocabulary(cell) for cell, _, outcome in self.results.runs)
 
     @property
     def example(self) -> tuple[Cell, int] | None:
-        """The run to show: the first one that is misread and was right in training, or the first one at all."""
+        """The run to show: the first inexact one that is exact in the vocabulary of training, or the first run."""
         runs = self.results.runs
         misread = [run for run in runs if not run[2]["exact"] and as_trained(run[2], "exact")]
         return next(((cell, seed) for cell, seed, _ in misread or runs), None)
 
     @override
     def own_contrasts(self) -> list[Contrast]:
-        found = []
+        tests = []
         for within, renumbered in (("ids kept", False), ("renumbered on reload", True)):
             cells = [cell for cell in self.results.study.cells if cell.recipe.renumber == renumbered]
             groups = {"several": [cell for cell in cells if staged(cell)], "one": [c for c in cells if not staged(c)]}
-            found.append(contrast(self.results, "the number of stages", within, groups))
-        return [each for each in found if each]
+            tests.append(contrast(self.results, "the number of stages", within, groups))
+        return [test for test in tests if test]
 
     @override
     def headline(self) -> list[str]:
@@ -59,27 +66,27 @@ class Riddle(Claims):
 
     @override
     def sections(self) -> list[str]:
-        found = [
+        sections = [
             "## What holds of the original's findings",
             table(["claim", "verdict", "evidence"], verdicts(self)),
         ]
         if self.example:
             cell, seed = self.example
-            found += [
+            sections += [
                 "## What the network said",
                 f"{cell.name}, seed {seed}: one set of weights, read with two vocabularies.",
                 "![The cipher](cipher.png)",
                 cipher_text(self.results.by_cell[cell][seed], cell.recipe.text),
             ]
-        return found
+        return sections
 
     @override
     def figures(self) -> dict[str, Figure]:
-        found = super().figures()
+        figures = super().figures()
         if self.example:
             cell, seed = self.example
-            found["cipher"] = cipher_figure(cell, seed, self.results.by_cell[cell][seed])
-        return found
+            figures["cipher"] = cipher_figure(cell, seed, self.results.by_cell[cell][seed])
+        return figures
 
 
 def staged(cell: Cell) -> bool:
@@ -88,12 +95,12 @@ def staged(cell: Cell) -> bool:
 
 
 def same_vocabulary(cell: Cell) -> bool:
-    """Whether the last stage trains on the vocabulary that is used to read: the predicted outcome."""
+    """Whether the last stage trains with the vocabulary that generation uses: the predicted exactness."""
     return not cell.recipe.renumber or staged(cell)
 
 
 def verdicts(claims: Riddle) -> list[tuple[str, str, str]]:
-    """The original's claims that the design can judge: claim, verdict, evidence."""
+    """The original's claims that the design tests: claim, verdict, evidence."""
     by_cell = claims.results.by_cell
     original = [cell for cell in by_cell if cell.recipe.renumber and by_cell[cell]]
     found = []
@@ -126,3 +133,71 @@ def verdicts(claims: Riddle) -> list[tuple[str, str, str]]:
 def _evidence(test: Contrast) -> str:
     counts = ", ".join(f"{level} {k}/{test.n}" for level, k in zip(test.levels, test.exact, strict=True))
     return f"{test.within}: {counts}, p = {test.p:.2g}"
+
+
+def symbols(text: str) -> list[str]:
+    """Split a decoded text into its symbols.
+
+    >>> symbols("<pad>iq")
+    ['<pad>', 'i', 'q']
+    """
+    return re.findall(f"{PAD}|{UNK}|.", text, flags=re.DOTALL)
+
+
+def cipher_text(outcome: Outcome, text: str) -> str:
+    """The sentence and both generated texts, one place for each symbol: □ is `<pad>`, ■ is `<unk>`."""
+    marks = {PAD: "□", UNK: "■", "\n": "⏎"}
+    lines = [
+        f"{name:22}  {''.join(marks.get(symbol, symbol) for symbol in reading)}"
+        for name, reading in _readings(outcome, text)
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def cipher_figure(cell: Cell, seed: int, outcome: Outcome) -> Figure:
+    """The sentence and both generated texts as a figure, with wrong symbols in another colour."""
+    readings = _readings(outcome, cell.recipe.text)
+    truth = readings[0][1]
+    lines = -(-len(truth) // COLUMNS)
+    figure = Figure(figsize=(13, 0.6 + 1.5 * lines), layout="constrained")
+    axes = figure.add_subplot()
+    for line in range(lines):
+        for row, (name, reading) in enumerate(readings):
+            y = line * (len(readings) + 0.7) + row
+            axes.text(-0.4, y + 0.5, name, ha="right", va="center", fontsize=11)
+            for i in range(line * COLUMNS, min(len(truth), (line + 1) * COLUMNS)):
+                character = reading[i] if i < len(reading) else ""
+                is_given = row == 0 or i < len(cell.recipe.prompt)
+                colour = GIVEN if is_given else RIGHT if character == truth[i] else WRONG
+                _draw_character(axes, i % COLUMNS, y, character, colour)
+    axes.set_xlim(-6.2, COLUMNS + 0.1)
+    axes.set_ylim(lines * (len(readings) + 0.7) - 0.6, -0.1)
+    axes.axis("off")
+    figure.suptitle(
+        f"What the network said ({cell.name}, seed {seed}): one set of weights, two vocabularies", weight="bold"
+    )
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="white", label=label)
+        for colour, label in ((GIVEN, "given"), (RIGHT, "right"), (WRONG, "wrong"))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _readings(outcome: Outcome, text: str) -> list[tuple[str, list[str]]]:
+    return [
+        ("the sentence", symbols(text)),
+        ("vocabulary of training", symbols(as_trained(outcome, "text"))),
+        ("as read back", symbols(outcome["text"])),
+    ]
+
+
+def _draw_character(axes: Axes, x: float, y: float, character: str, colour: str) -> None:
+    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", lw=1.5))
+    special = len(character) > 1
+    shown = character.strip("<>") if special else {" ": "␣", "\n": "↵"}.get(character, character)
+    faint = character in (" ", "\n")
+    axes.text(
+        x + 0.5, y + 0.54, shown, ha="center", va="center", fontsize=8 if special else 13,
+        color=GREY if faint else "black",
+    )  # fmt: skip

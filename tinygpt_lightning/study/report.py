@@ -1,4 +1,4 @@
-"""The report: the answer, the tables and the pictures, as files and in TensorBoard."""
+"""The report: the answer, tables and figures, as files and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from tinygpt_lightning.study.design.recipe import n_parameters
-from tinygpt_lightning.study.design.study import Study
-from tinygpt_lightning.study.engine.outcome import Outcome, as_trained
-from tinygpt_lightning.study.evidence.findings import SIGNIFICANCE, Contrast, Effect
-from tinygpt_lightning.study.evidence.results import Results
-from tinygpt_lightning.study.evidence.rows import Row
-from tinygpt_lightning.study.evidence.statistics import clopper_pearson
-from tinygpt_lightning.study.report.claims.frontier import Frontier
-from tinygpt_lightning.study.report.claims.general import Claims
-from tinygpt_lightning.study.report.claims.reset import Reset
-from tinygpt_lightning.study.report.claims.riddle import Riddle
-from tinygpt_lightning.study.report.markdown import shown, spread, table
+from tinygpt_lightning.study.claims import Claims, shown, spread, table
+from tinygpt_lightning.study.claims_frontier import Frontier
+from tinygpt_lightning.study.claims_reset import Reset
+from tinygpt_lightning.study.claims_riddle import Riddle
+from tinygpt_lightning.study.design import Study
+from tinygpt_lightning.study.findings import SIGNIFICANCE, Contrast, Effect
+from tinygpt_lightning.study.outcome import Outcome, as_trained
+from tinygpt_lightning.study.recipe import n_parameters
+from tinygpt_lightning.study.rows import Results, Row
+from tinygpt_lightning.study.statistics import clopper_pearson
 
 CLAIMS: dict[str | None, type[Claims]] = {None: Claims, "riddle": Riddle, "reset": Reset, "frontier": Frontier}
 
@@ -31,27 +29,27 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
     """Write report.md, the figures and the TensorBoard events into ``folder``.
 
     Args:
-        study: What was asked.
-        rows: All that were made.
-        folder: Where to write; the last report in it is replaced.
-        command: What makes it again.
+        study: The design.
+        rows: All rows in ``folder``.
+        folder: Where to write; an earlier report is replaced.
+        command: The command that was typed.
 
     Returns:
-        The answer, in one paragraph.
+        The opening paragraph.
     """
     results = Results(study, rows)
     claims = CLAIMS[study.plan.claims](results)
     paragraph = " ".join(claims.sentences())
     figures = claims.figures()
-    own = claims.sections()
+    sections = claims.sections()
     report = "\n\n".join(
         [
             f"# {title(claims, folder.name)}",
             paragraph,
             f"Made by `{command}`: {len(study.cells)} cells × {len(results.seeds)} seeds; "
             f"{len(results.runs)} runs, {results.missing} missing.",
-            *(link for link in (f"![{name}]({name}.png)" for name in figures) if link not in own),
-            *own,
+            *(link for link in (f"![{name}]({name}.png)" for name in figures) if link not in sections),
+            *sections,
             "## Cells",
             cell_table(results),
             CELLS_EXPLAINED,
@@ -69,7 +67,7 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
 
 
 def title(claims: Claims, name: str) -> str:
-    """What the report may call itself: an answer only if it is one."""
+    """The title, which says whether the report answers its question."""
     topic = claims.results.study.plan.title or name
     shortcoming = claims.shortcoming()
     return f"{topic}, not answered: {shortcoming}" if shortcoming else f"{topic}, answered"
@@ -78,7 +76,7 @@ def title(claims: Claims, name: str) -> str:
 CELLS_EXPLAINED = (
     "Median (smallest–largest) over the seeds. *Exact*: greedy decoding from the prompt, with the vocabulary as it is "
     "read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the vocabulary of "
-    "their last stage. *Character error rate*: edits per character of the sentence, of the text as printed. *Epochs "
+    "their last stage. *Error rate of the generated text*: edits per character of the sentence. *Epochs "
     "to exactness* count from the start of the last stage to the first epoch after which, dropout off, every "
     "character of the answer is the likeliest one given those before it. Losses are mean cross-entropies of the next "
     "character, in nats, in the vocabulary of training. Intervals are Clopper–Pearson's exact ones."
@@ -86,9 +84,9 @@ CELLS_EXPLAINED = (
 
 
 def cell_table(results: Results) -> str:
-    """One line for each cell; it depends on what came out and on nothing else."""
+    """One line for each cell; it depends on the outcomes only."""
     columns: dict[str, Callable[[list[Outcome]], str]] = {
-        "character error rate": lambda found: spread(o["char_error_rate"] for o in found),
+        "error rate of the generated text": lambda found: spread(o["char_error_rate"] for o in found),
         "first loss of the last stage": lambda found: spread(o["first_loss_of_stage"][-1] for o in found),
         "epochs to exactness": lambda found: spread(o["epochs_to_exact"] for o in found),
         "final loss, dropout off": lambda found: spread(o["final_loss_dropout_off"] for o in found),
@@ -119,7 +117,7 @@ def _share(outcomes: list[Outcome], is_success: Callable[[Outcome], bool]) -> st
 
 
 def contrast_section(contrasts: Sequence[Contrast]) -> list[str]:
-    """Which factor matters for exactness: one line for each test."""
+    """The tests on exactness, one line for each."""
     if not contrasts:
         return []
     rows = [
@@ -140,7 +138,7 @@ def contrast_section(contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def effect_section(effects: Sequence[Effect]) -> list[str]:
-    """What the factors do to numbers: one table for each factor."""
+    """The effects on numbers, one table for each factor."""
     found = []
     for factor in dict.fromkeys(effect.factor for effect in effects):
         about = [effect for effect in effects if effect.factor == factor]
@@ -177,7 +175,7 @@ def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure]
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
     with SummaryWriter(str(folder)) as writer:
-        # Without the pictures' links, which lead nowhere there; the pictures follow.
+        # Without the links to the figures, which do not work there; the figures follow.
         writer.add_text("report", re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", report))
         for name, figure in figures.items():
             writer.add_figure(name, figure)

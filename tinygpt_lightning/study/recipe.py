@@ -1,4 +1,4 @@
-"""One run of a study: its settings in the words of `fit`, and what may be done to it where a stage begins."""
+"""The settings of one run: those of `fit`, and the interventions that an experiment makes at a stage boundary."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
 from tinygpt_lightning.trained import without_weights
 
-SETTINGS = ("model", "data", "stages", "renumber")  # what makes a run; with them it can be made again
-# A stack of replicates is one set of parameters: only what goes number by number is one optimizer for each.
+SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determine a run
+# The replicates are one stack of parameters: only an elementwise optimizer over it equals one for each replicate.
 ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 ADAMS_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+Settings = dict[str, Any]  # plain nested values, as in a YAML file
 
 
 @dataclass(frozen=True)
 class StudyStage(Stage):
-    """A stage of `fit`, and what an experiment may do where it begins.
+    """A stage of `fit`, and the interventions of an experiment at its start.
 
     Args:
         epochs: Length of the stage, in epochs.
@@ -45,12 +47,12 @@ class StudyStage(Stage):
         optimizer: Makes the stage's optimizer from the parameters; null means the model's.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
-        until: Null: the seeds of a study train together, so that none of them ends before the others.
-        keep: What of Adam's state is carried over (true) and what starts anew (false): exp_avg, exp_avg_sq, step.
-            What is not named does as reset_optimizer says.
-        weights: Whether the weights are carried over or drawn anew.
-        first_update: own leaves it as it is; as_new multiplies the stage's learning rate, for each seed, by what
-            makes its first update as large as that of a new optimizer.
+        until: Must be null: the seeds of a study train together, and none ends before the others.
+        keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
+            Entries that are not named follow reset_optimizer.
+        weights: Whether the weights are carried over or redrawn.
+        first_update: "own" changes nothing; "as_new" scales the stage's learning rate, for each seed, so that its
+            first update is as long as that of a new optimizer.
     """
 
     keep: dict[str, bool] | None = None
@@ -63,24 +65,24 @@ class StudyStage(Stage):
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether the optimizer is altogether new."""
+        """Whether the whole optimizer state is reset."""
         return self.reset_optimizer and not any((self.keep or {}).values())
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """All that makes a run, but for its seed.
+    """Everything that determines a run, except its seed.
 
     Args:
-        settings: The same as plain values, complete: what is stored with a row.
-        config: Size of the model, and its dropout.
+        settings: All settings as plain values; a row of results stores them.
+        config: Sizes and dropout of the model.
         loss_on: Whether the loss is over all characters or over those of the answer.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the scheduler from the optimizer; null means a constant rate. It steps once an epoch.
-        taught: What it learns: one pair.
-        vocabulary: The symbols of that, numbered as they are made.
+        lr_scheduler: Makes the scheduler from the optimizer; None means a constant rate. It steps once an epoch.
+        taught: The pair to learn.
+        vocabulary: The symbols of the pair, with the ids of stage 1.
         stages: The stages, in order.
-        renumber: Whether the vocabulary is numbered anew where a stage ends, the original's mistake.
+        renumber: Whether the vocabulary is renumbered after the first stage, as in the original project.
     """
 
     settings: dict[str, Any]
@@ -95,7 +97,7 @@ class Recipe:
 
     @functools.cached_property
     def key(self) -> str:
-        """All settings as one string: what the rows of a run are known by."""
+        """All settings as one string, which identifies the rows of this recipe."""
         return as_key(self.settings)
 
     @property
@@ -105,18 +107,18 @@ class Recipe:
 
     @property
     def prompt(self) -> str:
-        """Its beginning, which is given."""
+        """The beginning of the sentence, which generation starts from."""
         return self.taught.prompts[0]
 
     def tokenizer(self, stage: int) -> CharTokenizer:
-        """The vocabulary in use at ``stage``, from 0; the reading after the last one counts as a stage too.
+        """The vocabulary of ``stage``, from 0; generation after training is one stage more.
 
-        Numbering it anew a second time changes nothing more.
+        A second renumbering changes nothing.
         """
         return renumber(self.vocabulary) if stage and self.renumber else self.vocabulary
 
     def beginning(self, stage: int) -> str:
-        """What decides how ``stage`` goes, but for its length: runs that agree in it up to here go on together."""
+        """Key of all settings of ``stage`` except its length: runs with equal keys so far share their computation."""
         settings = {name: value for name, value in self.settings["stages"][stage].items() if name != "epochs"}
         common = [self.renumber] if stage else [self.settings["model"], self.settings["data"]]
         return as_key([settings, *common])
@@ -130,12 +132,12 @@ class Recipe:
 
 
 def as_key(settings: Any) -> str:
-    """Plain values as one string, whatever order they came in."""
+    """Plain values as one string that does not depend on the order of names."""
     return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
 
 def n_parameters(config: GPTConfig) -> int:
-    """Numbers that are trained in a network; tied weights count once.
+    """Number of trained parameters; tied weights count once.
 
     >>> n_parameters(GPTConfig())
     7928064
@@ -144,12 +146,12 @@ def n_parameters(config: GPTConfig) -> int:
 
 
 class RecipeParser(Parser):
-    """Reads the settings of a run."""
+    """Parses the settings of a run."""
 
     stage = StudyStage
 
     def add_recipe_arguments(self) -> None:
-        """Add what makes a run, in the words of `fit`."""
+        """Add the settings of a run, which are those of `fit`."""
         self.add_class_arguments(TinyGPTModule, "model", instantiate=False, skip={"vocab", "taught"})
         # Settings of many pairs, or of other commands.
         others = {"path", "prompt_to", "batch_size", "questions", "prompts", "n_positions"}
@@ -160,18 +162,18 @@ class RecipeParser(Parser):
             "--renumber",
             type=bool,
             default=False,
-            help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake.",
+            help="Whether the vocabulary is renumbered after the first stage, as in the original project.",
         )
 
     def plain(self, settings: Any) -> dict[str, Any]:
-        """What was parsed, as plain values; but not the size of the vocabulary, which the data decide."""
+        """Parsed settings as plain values, without the size of the vocabulary, which follows from the data."""
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
         del everything["model"]["config"]["vocab_size"]
         return everything
 
 
 class _StrictParser(RecipeParser):
-    """Raises instead of exiting: the caller knows which run it is about."""
+    """Raises instead of exiting, so that the caller can add the name of the cell."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(shorten(message))
@@ -185,25 +187,25 @@ def _parser() -> RecipeParser:
 
 
 def read_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """Check the settings of a run and make of them what can be trained; what they lack has its default.
+    """Check the settings of a run and instantiate them; settings that are not given have their defaults.
 
     Raises:
-        UsageError: If they are no settings of a run; the message names the first one that is wrong.
+        UsageError: If a setting is wrong; the message names it.
     """
     parser = _parser()
-    parsed = parser.parse_object(json.loads(json.dumps(settings)))  # the parser changes what it is given
+    parsed = parser.parse_object(json.loads(json.dumps(settings)))  # the parser changes its argument
     try:
-        made = parser.instantiate_classes(parsed)
-        data = QADataModule(**made.data, n_positions=made.model.config.n_positions)
+        run = parser.instantiate_classes(parsed)
+        data = QADataModule(**run.data, n_positions=run.model.config.n_positions)
         taught, vocabulary = data.taught, data.tokenizer
-        config = dataclasses.replace(made.model.config, vocab_size=len(vocabulary))
+        config = dataclasses.replace(run.model.config, vocab_size=len(vocabulary))
     except (ValueError, MisconfigurationException) as error:
         raise UsageError(str(error)) from None
     plain = parser.plain(parsed)
     plain["data"].update(data.pair._asdict())
     recipe = Recipe(
-        plain, config, made.model.loss_on, made.model.optimizer, made.model.lr_scheduler, taught, vocabulary,
-        made.stages, made.renumber,
+        plain, config, run.model.loss_on, run.model.optimizer, run.model.lr_scheduler, taught, vocabulary,
+        run.stages, run.renumber,
     )  # fmt: skip
     _check(recipe)
     return recipe
@@ -216,15 +218,15 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(str(error)) from None
     first = recipe.stages[0]
     if first.keep or first.weights != "carried" or first.first_update != "own":
-        raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage is before it")
+        raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage precedes it")
     before = None
     for number, stage in enumerate(recipe.stages):
         try:
             optimizer, lr_scheduler = recipe.build_optimizer(number, [torch.zeros(1, requires_grad=True)])
             _check_stage(stage, type(optimizer), before)
             if not isinstance(lr_scheduler, LRScheduler | None) or isinstance(lr_scheduler, ReduceLROnPlateau):
-                raise ValueError(f"expected a scheduler that needs no measure, got {type(lr_scheduler).__name__}")
-        except (TypeError, ValueError) as error:  # of torch's own: a learning rate below 0, say
+                raise ValueError(f"expected a scheduler that needs no metric, got {type(lr_scheduler).__name__}")
+        except (TypeError, ValueError) as error:  # of PyTorch itself, such as a learning rate below 0
             raise UsageError(f"stages[{number}]: {error}") from None
         before = type(optimizer)
 
@@ -233,15 +235,13 @@ def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimize
     if stage.until is not None:
         raise ValueError(f"until: expected null, since the seeds of a study train together, got {stage.until}")
     if kind.__name__ not in ELEMENTWISE:
-        raise ValueError(
-            f"expected an optimizer that goes number by number, one of {', '.join(ELEMENTWISE)}, got {kind.__name__}"
-        )
+        raise ValueError(f"expected an elementwise optimizer, one of {', '.join(ELEMENTWISE)}, got {kind.__name__}")
     if stage.keep and (not set(stage.keep) <= set(ADAMS_STATE) or not issubclass(kind, torch.optim.Adam)):
         raise ValueError(
             f"keep: expected {', '.join(ADAMS_STATE)} of Adam or AdamW, got {', '.join(stage.keep)} of {kind.__name__}"
         )
     if before and kind != before and not stage.keeps_nothing:
         raise ValueError(
-            "expected an optimizer like the one before, whose state it is to keep, "
+            "reset_optimizer: expected true, or the optimizer class of the stage before, "
             f"got {kind.__name__} after {before.__name__}"
         )

@@ -1,0 +1,306 @@
+"""The question of a study: its plan, and the cells that factors and controls make of the base settings."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+from tinygpt_lightning.commands.errors import UsageError
+from tinygpt_lightning.study.recipe import Recipe, Settings, as_key, read_recipe
+
+MOST_SEEDS = 1_000_000
+LARGEST_SEED = 2**31  # multiplied by the stride between seeds, it is still a valid seed of PyTorch
+
+Patch = Mapping[str, Any]  # path of a setting to its value
+
+
+@dataclass(frozen=True)
+class FabricSettings:
+    """Where the study runs; the processes divide the chunks among them.
+
+    Args:
+        accelerator: cpu, cuda, or another accelerator that Lightning Fabric supports.
+        devices: Processes (and devices) on each machine.
+        num_nodes: Machines; all must see the output folder.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fabric.{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The design of a study and how to run it.
+
+    Args:
+        title: Title of the report; null means the name of the output folder.
+        factors: The settings that vary: a setting with a list of its values, or any name with its levels, each with
+            the settings that make it. ``stages[1:]`` means every stage but the first. Later factors see the changes
+            of earlier ones.
+        controls: Cells beside the combinations of levels: a name, and the settings that make it.
+        claims: The claims that the report judges; null means none beyond the statistical tests.
+        seeds: Number of seeds, counted from 0, or a list of seeds.
+        chunk: Seeds that train together. More seeds need more memory, 0.3 GiB each at full size.
+        threads: CPU threads of each process. The last bits of a result depend on it, and on the chunk of a very
+            small model; they never depend on the number of processes.
+        share: Whether runs with the same beginning compute it once; it changes no result.
+        measure_updates: Whether to measure the length of each weight update; it changes no result.
+        curve_points: Number of epochs of a long curve that a row keeps.
+        fabric: Where the study runs.
+        output: Folder of the results; null means checkpoints/ and the config's name.
+
+    Raises:
+        ValueError: If a setting is out of range; the message names the setting, the expected range and the value.
+    """
+
+    title: str | None = None
+    factors: dict[str, list[Any] | dict[str, dict[str, Any]]] = field(default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: Literal["riddle", "reset", "frontier"] | None = None
+    seeds: int | list[int] = 20
+    chunk: int = 2
+    threads: int = 1
+    share: bool = True
+    measure_updates: bool = False
+    curve_points: int = 400
+    fabric: FabricSettings = field(default_factory=FabricSettings)
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
+            raise ValueError(f"seeds: expected at most {MOST_SEEDS}, got {self.seeds}")
+        seeds = self.seed_list
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds: expected one or more different seeds, got {self.seeds}")
+        if not 0 <= min(seeds) <= max(seeds) < LARGEST_SEED:
+            raise ValueError(f"seeds: expected 0 to {LARGEST_SEED - 1}, got {self.seeds}")
+        for name, least in (("chunk", 1), ("threads", 1), ("curve_points", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """All seeds of the study."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def chunks(self) -> list[list[int]]:
+        """Groups of seeds that train together; a chunk is the unit of work of a process.
+
+        >>> Plan(seeds=5, chunk=2).chunks
+        [[0, 1], [2, 3], [4]]
+        """
+        seeds = self.seed_list
+        return [seeds[i : i + self.chunk] for i in range(0, len(seeds), self.chunk)]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factor of the design.
+
+    Args:
+        name: Name in the report.
+        levels: Name of each level to the settings that make it.
+
+    Raises:
+        UsageError: If the factor has no levels.
+    """
+
+    name: str
+    levels: Mapping[str, Patch]
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise UsageError(f"factors.{self.name}: expected one or more levels, got none")
+
+    @classmethod
+    def read(cls, name: str, levels: list[Any] | Mapping[str, Patch]) -> Factor:
+        """Make a factor of an entry of the config: a list of values of the setting ``name``, or named levels.
+
+        >>> Factor.read("model.config.n_head", [1, 2]).levels
+        {'1': {'model.config.n_head': 1}, '2': {'model.config.n_head': 2}}
+        """
+        if isinstance(levels, list):
+            levels = {value if isinstance(value, str) else as_key(value): {name: value} for value in levels}
+        return cls(name, {str(level): patch for level, patch in levels.items()})  # YAML reads 500 as a number
+
+    @property
+    def paths(self) -> list[str]:
+        """The settings that the levels set."""
+        return sorted({path for patch in self.levels.values() for path in patch})
+
+    def applies(self, settings: Settings) -> bool:
+        """Whether some level changes a setting that a run with ``settings`` has."""
+        return any(change(copy.deepcopy(settings), patch) for patch in self.levels.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A condition that every seed runs through: a combination of levels, or a control.
+
+    Args:
+        levels: Factor to level, without the factors that change nothing here (a run of one stage has no boundary).
+        recipe: The resulting settings of a run.
+        control: Name of the control; null for a combination of levels.
+    """
+
+    levels: Mapping[str, str]
+    recipe: Recipe
+    control: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in reports and messages."""
+        return self.control or level_names(self.levels) or "base"
+
+
+def level_names(levels: Mapping[str, str]) -> str:
+    """Levels as reports and messages name them.
+
+    >>> level_names({"schedule": "2×30", "weights": "redrawn"})
+    'schedule 2×30, weights redrawn'
+    """
+    return ", ".join(f"{factor} {level}" for factor, level in levels.items())
+
+
+class Study:
+    """A full factorial over a plan's factors, and its controls, with the same seeds in every cell.
+
+    Args:
+        plan: The design.
+        base: The complete settings of a run, which factors and controls change.
+
+    Attributes:
+        factors: The factors of the design.
+        cells: All combinations of levels, then the controls.
+
+    Raises:
+        UsageError: If a cell cannot be trained, two cells are the same run, or a factor changes nothing anywhere.
+    """
+
+    def __init__(self, plan: Plan, base: Settings) -> None:
+        self.plan = plan
+        self.base = base
+        self.factors = [Factor.read(name, levels) for name, levels in plan.factors.items()]
+        self.cells = [*self._combinations(), *self._controls()]
+        for factor in self.factors:
+            if not any(factor.name in cell.levels for cell in self.cells):
+                paths = ", ".join(factor.paths)
+                raise UsageError(f"factors.{factor.name}: expected settings that some run has, got {paths}")
+        names: dict[str, str] = {}
+        for cell in self.cells:
+            other = names.setdefault(cell.recipe.key, cell.name)
+            if other != cell.name:
+                raise UsageError(f"factors: expected different runs, got the same in '{other}' and '{cell.name}'")
+
+    def neutral(self, settings: Settings) -> Settings:
+        """A copy with a fixed value at every setting that this study varies: equal for all runs of one study."""
+        settings = copy.deepcopy(settings)
+        patches = [patch for factor in self.factors for patch in factor.levels.values()]
+        for patch in [*patches, *self.plan.controls.values()]:
+            change(settings, patch)
+        return settings
+
+    def _combinations(self) -> list[Cell]:
+        cells: dict[str, Cell] = {}
+        for combination in product(*(factor.levels for factor in self.factors)):
+            settings, levels = copy.deepcopy(self.base), {}
+            for factor, level in zip(self.factors, combination, strict=True):
+                if factor.applies(settings):
+                    change(settings, factor.levels[level])
+                    levels[factor.name] = level
+            if as_key(levels) not in cells:
+                cells[as_key(levels)] = _cell(settings, levels)
+        return list(cells.values())
+
+    def _controls(self) -> list[Cell]:
+        cells = []
+        for name, patch in self.plan.controls.items():
+            settings = copy.deepcopy(self.base)
+            if not change(settings, patch):
+                raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(patch)}")
+            cells.append(_cell(settings, {}, name))
+        return cells
+
+
+def _cell(settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
+    try:
+        return Cell(levels, read_recipe(settings), control)
+    except UsageError as error:
+        name = control or level_names(levels)
+        raise UsageError(f"{name}: {error}" if name else str(error)) from None
+
+
+def change(settings: Settings, patch: Patch) -> bool:
+    """Set values at their paths, in place.
+
+    A path may lead to several places, or to none: ``stages[1:]`` is every stage but the first.
+
+    Args:
+        settings: Plain nested values.
+        patch: Path to value.
+
+    Returns:
+        Whether some path led to a place.
+
+    Raises:
+        UsageError: If a path is malformed, or leads through a value that has no parts.
+
+    >>> settings = {"stages": [{"epochs": 3}, {"epochs": 3}], "renumber": False}
+    >>> change(settings, {"stages[1:].epochs": 5, "renumber": True}), settings
+    (True, {'stages': [{'epochs': 3}, {'epochs': 5}], 'renumber': True})
+    >>> change(settings, {"stages[2:].epochs": 5})
+    False
+    """
+    return sum(_put(settings, path, _steps(path), value) for path, value in patch.items()) > 0
+
+
+def _put(node: Any, path: str, steps: Sequence[str | slice], value: Any) -> int:
+    """Set ``value`` behind ``steps``; returns the number of places."""
+    step, *rest = steps
+    keys: Sequence[int | str]
+    if isinstance(step, slice):
+        if not isinstance(node, list):
+            raise UsageError(f"{path}: expected a list before the brackets, got {node!r}")
+        keys = range(len(node))[step]
+    else:
+        if not isinstance(node, dict):
+            raise UsageError(f"{path}: expected settings with a name before {step!r}, got {node!r}")
+        if "class_path" in node and step not in ("class_path", "init_args"):
+            node = node.setdefault("init_args", {})  # as on the command line of `fit`
+        keys = [step]
+        if rest and node.get(step) is None:
+            node[step] = {}  # null, where nested settings may be
+    if not rest:
+        for key in keys:
+            node[key] = copy.deepcopy(value)
+        return len(keys)
+    return sum(_put(node[key], path, rest, value) for key in keys)
+
+
+# A library was no simplification: of those with slices (jsonpath-ng), none knows `init_args` or tells a missing place.
+_STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+|-?\d*:-?\d*)\]")
+
+
+def _steps(path: str) -> list[str | slice]:
+    if not path or path.startswith(".") or _STEP.sub("", path):
+        raise UsageError(
+            f"expected the path of a setting, such as model.config.n_embd or stages[1:].weights, got {path!r}"
+        )
+    return [name or _slice(brackets) for name, brackets in _STEP.findall(path)]
+
+
+def _slice(brackets: str) -> slice:
+    if ":" in brackets:
+        return slice(*(int(number) if number else None for number in brackets.split(":")))
+    return slice(int(brackets), int(brackets) + 1 or None)

@@ -1,1 +1,0 @@
-"""What is asked: settings of a run, what is varied, and the cells that it makes."""

@@ -1,1 +1,0 @@
-"""How it is answered: replicates trained together, shared beginnings, outcomes."""

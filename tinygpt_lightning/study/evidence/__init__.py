@@ -1,1 +1,0 @@
-"""What came out: rows, results, and the tests that say what they mean."""

@@ -1,1 +1,0 @@
-"""What is told: words, tables and pictures."""

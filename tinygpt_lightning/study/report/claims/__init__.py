@@ -1,1 +1,0 @@
-"""What a report says in words: of any study, and of those that have claims to judge."""
