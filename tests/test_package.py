@@ -12,6 +12,7 @@ PUBLIC = {
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "QAPair",
     "SafeCheckpointIO",
     "Stage",
     "StagedTraining",
@@ -22,6 +23,7 @@ PUBLIC = {
     "generate",
     "load",
     "read_checkpoint",
+    "save",
 }
 
 

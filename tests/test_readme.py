@@ -52,7 +52,7 @@ def test_every_command_parses(text: str, command: Command, monkeypatch: pytest.M
 
 def test_the_example_of_stages_runs_and_goes_on(tmp_path: Path) -> None:
     for kind, name, lines in (("python", "line.py", 20), ("yaml", "line.yaml", 15)):
-        (text,) = re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+        text = re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)[-1]
         assert len([line for line in text.splitlines() if line]) <= lines
         (tmp_path / name).write_text(text, encoding="utf-8")
     ends = []
@@ -66,6 +66,15 @@ def test_the_example_of_stages_runs_and_goes_on(tmp_path: Path) -> None:
         files[-1].unlink()
     assert ends[0]["epoch"] < 100
     assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
+
+
+def test_ones_own_pairs_are_learnt_in_python(tmp_path: Path) -> None:
+    text = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    assert len([line for line in text.splitlines() if line]) <= 6
+    command = [sys.executable, "-W", "ignore", "-c", text]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "A unit of information"
 
 
 def test_what_is_shown_of_python_is_what_python_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.stages import Stage
     from tinygpt_lightning.callbacks.until import Until
     from tinygpt_lightning.data.data_module import QADataModule
+    from tinygpt_lightning.data.text import QAPair
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
     from tinygpt_lightning.gpt.generation import GenerationConfig, generate
     from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
     from tinygpt_lightning.gpt.tokenizer import CharTokenizer
     from tinygpt_lightning.module import TinyGPTModule
-    from tinygpt_lightning.trained import TrainedGPT, load
+    from tinygpt_lightning.trained import TrainedGPT, load, save
 
 __all__ = [
     "CharTokenizer",
@@ -24,6 +25,7 @@ __all__ = [
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "QAPair",
     "SafeCheckpointIO",
     "Stage",
     "StagedTraining",
@@ -34,6 +36,7 @@ __all__ = [
     "generate",
     "load",
     "read_checkpoint",
+    "save",
 ]
 
 _MODULES = {
@@ -43,6 +46,7 @@ _MODULES = {
     "GPTConfig": "gpt.model",
     "GenerationConfig": "gpt.generation",
     "QADataModule": "data.data_module",
+    "QAPair": "data.text",
     "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
     "Stage": "callbacks.stages",
     "StagedTraining": "callbacks.staged_training",
@@ -53,6 +57,7 @@ _MODULES = {
     "generate": "gpt.generation",
     "load": "trained",
     "read_checkpoint": "gpt.checkpoint",
+    "save": "trained",
 }
 
 

@@ -145,8 +145,8 @@ class TrainedGPT:
 
     def _encode(self, text: str) -> Tensor:
         """The ids of a text, ``(1, T)``."""
-        ids = self.tokenizer.encode(text)
-        if not 1 <= len(ids) <= (limit := self.model.config.n_positions):
+        ids, limit = self.tokenizer.encode(text), self.model.config.n_positions
+        if not 1 <= len(ids) <= limit:
             raise ValueError(f"text: expected 1 to {limit} characters, n_positions, got {len(ids)}")
         return torch.tensor([ids], device=self._device)
 

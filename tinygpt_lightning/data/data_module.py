@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
+from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 from tinygpt_lightning.trained import TrainedGPT
@@ -77,6 +78,25 @@ class QADataModule(LightningDataModule):
         self.n_positions = n_positions
         self.lines: list[int] = []  # where each pair begins in the file
         self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]], template: str = Template().pattern) -> QADataModule:
+        """Serve pairs from Python, in batches of the size that suits them.
+
+        Args:
+            pairs: Questions and their answers.
+            template: The form of the texts.
+
+        Raises:
+            ValueError: If there is no pair, or a text is empty.
+        """
+        pairs = [QAPair(*pair) for pair in pairs]
+        if not pairs or not all(question and answer for question, answer in pairs):
+            raise ValueError(f"pairs: expected at least one question and its answer, no text empty, got {pairs!r:.60}")
+        data = cls(template=template, end_symbol=True, prompt_to="answer")
+        data.taught = data._taught_of(pairs)
+        data.batch_size = recipe_for(data.taught).batch_size
+        return data
 
     @cached_property
     def taught(self) -> Taught:
