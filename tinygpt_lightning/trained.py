@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from tinygpt_lightning.data.batches import Batch, Collate, exact_rows
+from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.gpt.checkpoint import LIGHTNING, VERSION, CheckpointError, read_checkpoint, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, evaluating, generate
@@ -121,8 +122,10 @@ class TrainedGPT:
             ValueError: If the prompt is empty or too long.
         """
         generation = generation or GenerationConfig()
-        if generation.max_length is None:
-            generation = dataclasses.replace(generation, max_length=self.taught.max_length)
+        if generation.max_length is None and (longest := self.taught.max_length) is not None:
+            if self.tokenizer.end is not None:  # a question may be asked with some characters more
+                longest = min(longest + SPARE, self.model.config.n_positions + 1)
+            generation = dataclasses.replace(generation, max_length=longest)
         ids = self.tokenizer.encode(prompt)
         check_lengths(generation, self.model.config.n_positions, len(ids))
         return ids, generation

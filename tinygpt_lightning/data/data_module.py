@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
+from tinygpt_lightning.data.noise import Noise, characters
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
@@ -39,6 +40,8 @@ class QADataModule(LightningDataModule):
         questions: Questions to ask in ``predict``, in the model's template.
         prompts: Texts to continue in ``predict``, as they are. Without prompts, questions and a file, ``predict``
             asks the questions that the model was taught.
+        noise: Variations of each question that join it in each epoch, as people type it: in another case, without
+            diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions alone.
         n_positions: Number of positions of the model; None means enough.
 
     Raises:
@@ -56,6 +59,7 @@ class QADataModule(LightningDataModule):
         batch_size: int = 64,
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
+        noise: int = 0,
         n_positions: int | None = None,
     ) -> None:
         super().__init__()
@@ -65,6 +69,8 @@ class QADataModule(LightningDataModule):
                 raise ValueError(f"data.{name}: expected at least one {unit}, got none")
         if batch_size < 1:
             raise ValueError(f"data.batch_size: expected 1 or more, got {batch_size}")
+        if noise < 0:
+            raise ValueError(f"data.noise: expected 0 or more, got {noise}")
         self.pair = QAPair(normalize(question), normalize(answer))
         if path is not None and self.pair != QAPair():
             raise ValueError(f"data.path: expected it alone, got data.question {question!r} beside {path}")
@@ -75,6 +81,7 @@ class QADataModule(LightningDataModule):
         self.batch_size = batch_size
         self.questions = questions
         self.prompts = prompts
+        self.noise = noise
         self.n_positions = n_positions
         self.lines: list[int] = []  # where each pair begins in the file
         self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
@@ -134,7 +141,8 @@ class QADataModule(LightningDataModule):
         Raises:
             VocabularyError: If a text is no valid Unicode.
         """
-        return self.taught.tokenizer(end_symbol=self.end_symbol)
+        questions = [pair.question for pair in self.taught.pairs] if self.noise else []
+        return self.taught.tokenizer(end_symbol=self.end_symbol, more=characters(questions))
 
     @cached_property
     def asked(self) -> Asked:
@@ -205,7 +213,21 @@ class QADataModule(LightningDataModule):
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         lengths = [self.taught.length(pair) for pair in pairs]
         sampler = LengthSampler(lengths, self.batch_size, shuffle, world_size, rank)
-        return _loader(NumberedPairs(pairs), sampler=sampler, collate_fn=self._collate)
+        vary = self._variations(sampler) if shuffle and self.noise else None
+        return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
+
+    def _variations(self, sampler: LengthSampler) -> Callable[[int], Iterator[QAPair]]:
+        """What makes the variations of a pair in the epoch of ``sampler``: they depend on the run's seed alone."""
+        pairs = self.taught.pairs
+        noise = Noise([pair.question for pair in pairs], sampler.seed)
+
+        def variations(row: int) -> Iterator[QAPair]:
+            for i in range(self.noise):
+                question, answer = pairs[row]
+                varied = QAPair(noise(row, question, sampler.epoch * self.noise + i), answer)
+                yield pairs[row] if self._too_long(self._taught_of([varied])) else varied
+
+        return variations
 
     @cached_property
     def _collate(self) -> Collate:
