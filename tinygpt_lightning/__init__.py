@@ -7,8 +7,7 @@ if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.exact_resume import ExactResume
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
-    from tinygpt_lightning.callbacks.stages import Stage
-    from tinygpt_lightning.callbacks.until import Until
+    from tinygpt_lightning.callbacks.stages import Stage, Until
     from tinygpt_lightning.data.data_module import QADataModule
     from tinygpt_lightning.data.text import QAPair
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
@@ -53,7 +52,7 @@ _MODULES = {
     "TinyGPT": "gpt.model",
     "TinyGPTModule": "module",
     "TrainedGPT": "trained",
-    "Until": "callbacks.until",
+    "Until": "callbacks.stages",
     "generate": "gpt.generation",
     "load": "trained",
     "read_checkpoint": "gpt.checkpoint",

@@ -314,9 +314,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
     checkpoint = torch.load(tmp_path / "one.ckpt")
     checkpoint["callbacks"]["ExactResume"]["seeds"].append(7)
     torch.save(checkpoint, tmp_path / "two.ckpt")
-    with pytest.raises(
-        MisconfigurationException, match="expected 2 processes, as when the checkpoint was written, got 1"
-    ):
+    with pytest.raises(MisconfigurationException, match="expected 2 processes, which wrote the checkpoint, got 1"):
         fit(tmp_path, ExactResume(), ckpt_path=tmp_path / "two.ckpt")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,19 @@ def test_an_end_is_no_interruption(tmp_path: Path) -> None:
     assert trainer.current_epoch == 9
     assert not stop.interrupted
     assert torch.isfinite(trainer.model.layer.weight).all()
+
+
+def test_each_fit_begins_anew(tmp_path: Path) -> None:
+    stop = GracefulStop()
+    fit(tmp_path, AsksInMidEpoch(signal.SIGINT), stop)
+    assert (stop.received, stop.interrupted) == (signal.SIGINT, True)
+    trainer = fit(tmp_path, stop)
+    assert trainer.current_epoch == 9
+    assert (stop.received, stop.interrupted) == (None, False)
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    asks = AsksInMidEpoch()
+    with ThreadPoolExecutor(1) as pool:
+        trainer = pool.submit(fit, tmp_path, asks, GracefulStop()).result()
+    assert (trainer.current_epoch, asks.batches) == (2, 8)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
-from tinygpt_lightning.callbacks.stages import Schedule, Stage
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.run import Run, configured_root, list_runs, new_run, newest_of_all, runs_folder
 from tinygpt_lightning.commands.run_files import RunFiles
@@ -99,14 +98,13 @@ class Saves:
 
     def fit(self, seconds: float, *, epoch: float) -> list[tuple[int, str]]:
         """Two stages of four epochs of ``epoch`` seconds each."""
-        schedule = Schedule([Stage(epochs=4), Stage(epochs=4)])
         files, module = RunFiles(self.run, "stages: []", seconds, GracefulStop()), Any
         files.on_train_start(self.trainer, module)
         for self.trainer.current_epoch in range(8):
             files.on_train_epoch_start(self.trainer, module)
             self.now += epoch
-            index = schedule.stage_at(self.trainer.current_epoch)
-            if ends_stage := schedule.ends_stage(self.trainer.current_epoch):
+            index, rest = divmod(self.trainer.current_epoch, 4)
+            if ends_stage := rest == 3:
                 files.on_stage_end(self.trainer, module, index)
             files.on_train_epoch_end(self.trainer, module)
             if ends_stage:

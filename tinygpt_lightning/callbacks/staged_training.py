@@ -1,50 +1,58 @@
-"""Stages: optimizers and schedulers made anew in the middle of a fit."""
+"""Training in stages: new optimizers and schedulers at each boundary, in the middle of one fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
+from tinygpt_lightning.callbacks._lightning import (
+    after_epoch,
+    after_module_epoch_end,
+    averaging_start,
+    on_checkpoint_read,
+)
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
-from tinygpt_lightning.callbacks.stage_checks import check_resumed, check_settings, check_strategy
-from tinygpt_lightning.callbacks.stage_end import StageCheckpoint, StageEnd, add_companions
-from tinygpt_lightning.callbacks.stage_optimizers import build, describe, keep_state, replaced, try_all
-from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
+from tinygpt_lightning.callbacks.stage_optimizers import build, keep_state, settings_of_optimizers, try_all
+from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until, Watch
 
 
 class StagedTraining(Callback):
-    """Trains in stages: at each boundary, in the middle of one fit, optimizers and schedulers are made anew.
+    """Trains in stages: at each boundary, in the middle of one fit, optimizers and schedulers are rebuilt.
 
     It works with any LightningModule and needs no other callback, plugin or argument: a boundary calls the module's
     own ``configure_optimizers`` again, or the stage's factories where it has some. ``max_epochs`` follows from the
-    stages, ``stage`` is logged (from 1), and each stage ends with a checkpoint ``stage-N.ckpt`` of what its last epoch
-    left behind, after all other callbacks and the module. For something of your own at a boundary, override
-    :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)`` is told of each end.
+    stages, ``stage`` is logged (from 1), and each stage ends with a checkpoint ``stage-N.ckpt``, which is written when
+    its last epoch is over, after all callbacks, the module, schedulers and loggers. For something of your own at a
+    boundary, override :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)``
+    is called at each stage's end, after the module's ``on_train_epoch_end`` and before checkpoints are saved.
 
-    **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped anew);
+    **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped again);
     several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches`` and ``max_epochs``,
-    which are the stage's own while its optimizers are made; going on from any checkpoint with the optimizers, the
-    schedulers and the decisions (``until``) of the run that wrote it. Where a run is resumed, :meth:`on_stage_start`
-    of all stages begun so far is called again, in order, before weights are loaded and optimizers made: so it should
-    do to the module whatever it does, freezing or new layers, each time alike, and may not count on weights, or on
-    where training is. Dropout and shuffled data go on exactly with `ExactResume` beside it.
+    which are the stage's own while its optimizers are built; a resume from any checkpoint with the optimizers, the
+    schedulers and the decisions (``until``) of the run that wrote it. On resume, :meth:`on_stage_start` of all stages
+    begun so far is called again, in order, before weights are loaded and optimizers built: it must do the same to the
+    module each time (freezing, new layers), and cannot rely on weights or on the trainer's progress. Dropout and
+    shuffled data are exact on resume with `ExactResume` beside it.
 
     **Refused** when the fit starts: FSDP, DeepSpeed and ModelParallel, which load optimizers before a callback can
     choose the stage; ReduceLROnPlateau, which steps after the checkpoint is written; ``max_steps``, and a
     ``max_epochs`` other than the stages'; weights averaged (``StochasticWeightAveraging``) across a boundary;
     ``configure_optimizers`` that returns None or the same object again; a kept state (``reset_optimizer``) for an
-    optimizer of another kind; other stages than those that a resumed run began with; with `SafeCheckpointIO`, what no
-    checkpoint may hold.
+    optimizer of another class; other stages than those that a resumed run began with; with `SafeCheckpointIO`, values
+    that no checkpoint may hold.
 
-    **Not covered**: a function as ``until`` that keeps a state of its own (ask what the trainer or the module knows);
+    **Not covered**: a function as ``until`` that keeps its own state (read it from the trainer or the module);
     ``validate``, ``test`` and ``predict`` of a checkpoint whose stages added layers, into a module that has none (no
-    stage is begun there).
+    stage begins there).
 
     Lightning declined to offer this (issue 9982); users ask for it in 2006, 3095, 5314 and 18279.
 
@@ -53,76 +61,109 @@ class StagedTraining(Callback):
         dirpath: Folder of the ``stage-N.ckpt``; null means the trainer's log folder.
 
     Attributes:
-        schedule: Which epoch belongs to which stage. A subclass may put another `Schedule` here, and all
-            follows it: boundaries, checkpoints, ``max_epochs``.
+        stages: The stages.
+        position: Where the run is in them.
 
     Raises:
-        StageError: If there is no stage; when a fit starts, if the trainer's settings contradict the stages,
-            its strategy is not supported, a stage cannot be built as asked, or the run that is resumed began
-            otherwise.
+        StageError: If there is no stage; when a fit starts, if the trainer's settings contradict the stages, its
+            strategy is not supported, a stage cannot be built as configured, or the resumed run began with other
+            stages.
 
-    >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).schedule.stage_at(30)
-    1
+    >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).position.index
+    0
     """
 
     def __init__(self, stages: Sequence[Stage], dirpath: str | Path | None = None) -> None:
-        self.schedule = Schedule(stages)
+        if not stages:
+            raise StageError("stages: expected at least one stage, got none")
+        self.stages = list(stages)
         self.dirpath = dirpath
-        self._built = 0  # index of the stage that the existing optimizers belong to
-        self._description: dict[str, str] = {}  # of those optimizers, when they were new
-        self._resumed: dict[str, Any] = {}  # the state in the checkpoint
-        self._saver = StageCheckpoint(self.schedule, dirpath)
-        self._replay = ExitStack()
+        self._hooks = ExitStack()  # those that Lightning does not have
+        self._begin()
+
+    def _begin(self) -> None:
+        self._hooks.close()
+        self.position = Position()
+        self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
+        self._watched: dict[str, Any] = {}  # state of the current stage's `Watch`
+        self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
+        self._resumed: dict[str, Any] = {}  # this callback's state in the checkpoint
 
     @property
     def state_key(self) -> str:
-        """One for all subclasses: each goes on with what another one began."""
+        """One key for all subclasses: each resumes what another one began."""
         return StagedTraining.__qualname__
 
-    def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are made.
+    # For subclasses
 
-        And where a run is resumed, see :meth:`on_stage_resume`.
+    def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
+
+        And on resume, see :meth:`on_stage_resume`.
         """
 
     def on_stage_resume(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called where a run is resumed, before weights are loaded, for each stage ``index`` that it has begun.
+        """Called on resume, before weights are loaded, for each stage ``index`` that has begun, in order, from 1.
 
-        In order, from 1. Override it where what `on_stage_start` does is all in the checkpoint.
+        Override it if a checkpoint holds everything that `on_stage_start` changes.
         """
         self.on_stage_start(trainer, pl_module, index)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called where stage ``index`` (from 0) ends, before any checkpoint of its last epoch is written."""
+        """Called where stage ``index`` (from 0) ends, before any checkpoint of its last epoch is saved."""
+
+    # A fit, in the order in which Lightning calls these
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the trainer and set its ``max_epochs``."""
         if stage != "fit":
             return
-        self._built, self._resumed = 0, {}
-        self.schedule.ended_early.clear()
-        check_strategy(trainer)
-        self._replay_before_weights(trainer, pl_module)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it brings its own max_steps, and saves nothing
+        self._begin()
+        _check_strategy(trainer)
+        self._hooks.enter_context(on_checkpoint_read(trainer, lambda read: self._resume(trainer, pl_module, read)))
+        if _is_trial(trainer):  # Lightning sets its own max_steps, and saves nothing
             return
-        check_settings(trainer, self.schedule)
-        trainer.fit_loop.max_epochs = self.schedule.epochs
-        self._saver = StageCheckpoint(self.schedule, self.dirpath)
-        add_companions(trainer, StageEnd(self.schedule), self._saver)
+        _check_trainer(trainer, self.stages)
+        trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, 0)
+        self._hooks.enter_context(after_module_epoch_end(pl_module, lambda: self._end_epoch(trainer, pl_module)))
+        self._hooks.enter_context(after_epoch(trainer, lambda: self._save_stage(trainer)))
+
+    def _resume(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Choose the stage and repeat what the begun stages did to the module; weights come afterwards."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:
+            return
+        if "begun" not in state:
+            raise StageError(
+                f"ckpt_path: expected a checkpoint that this version wrote, got {trainer.ckpt_path} of an earlier one; "
+                "resume it with that version, or start a new run"
+            )
+        if state["built"] >= len(self.stages):
+            raise StageError(
+                f"stages: expected at least the {state['built'] + 1} that this run began, got {len(self.stages)}"
+            )
+        self._watched, self._validated, self._resumed = state["watched"], state["validated"], state
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        self.position = Position(state["built"], state["begun"], state["is_over"])
+        if self.position.ends(self.stages, done):  # saved at the epoch's end, but before the decision
+            self.position = self.position.over()
+        if not _is_trial(trainer):
+            trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, done)
+        for index in range(1, self.position.index + 1):
+            self.on_stage_resume(trainer, pl_module, index)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the optimizers of the stage that training starts in, or resumes in."""
-        self._replay.close()
-        try_all(trainer, pl_module, self.schedule.stages)
-        # Lightning loads the checkpoint's optimizer states into these when this hook has ended.
+        try_all(trainer, pl_module, self.stages)
+        # Lightning loads the checkpoint's optimizer states into these after this hook.
         self._build(trainer, pl_module)
         if self._resumed:
-            check_resumed(self._resumed, self.state_dict())
+            _check_resumed(self._resumed, self.state_dict())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that a resumed checkpoint may lie on."""
         try_saving(trainer)
-        self._catch_up(trainer)
+        self._save_missing_stage(trainer)
         # `on_train_epoch_start` is skipped when a checkpoint was saved in mid-epoch.
         self._cross_boundary(trainer, pl_module)
 
@@ -131,66 +172,167 @@ class StagedTraining(Callback):
         self._cross_boundary(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Log the stage with every step, so that its curve shows where the boundaries are."""
-        pl_module.log("stage", self._built + 1.0)
+        """Log the stage with every step, so that its curve shows the boundaries."""
+        pl_module.log("stage", self.position.index + 1.0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the monitored value: a run that is resumed between here and the epoch's end has no logged values."""
+        until = self.stages[self.position.index].until
+        if isinstance(until, Until) and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            value = trainer.callback_metrics.get(until.monitor)
+            self._validated = {"epoch": trainer.current_epoch, "value": None if value is None else float(value)}
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether the stage ends with this epoch: the module has logged its last values, nothing is saved."""
+        done = trainer.current_epoch + 1
+        # The condition is always evaluated, so that it has seen every epoch.
+        if self._until_holds(trainer, pl_module) or self.position.ends(self.stages, done):
+            self.position = self.position.over()
+            self._watched = {}
+            trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, done)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if on_stage_end := getattr(callback, "on_stage_end", None):
+                    on_stage_end(trainer, pl_module, self.position.index)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last stage's checkpoint where a run was resumed that lacked nothing else."""
-        self._catch_up(trainer)
+        """Write the last stage's checkpoint where nothing else was missing in a resumed run."""
+        self._save_missing_stage(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave trainer and module as they were."""
+        if stage == "fit":
+            self._hooks.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
-        self._replay.close()
+        """Leave trainer and module as they were."""
+        self._hooks.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which stage's optimizers the checkpoint holds, how they were made, and what the stages so far are."""
-        # Not to be worked out from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
-        begun = self.schedule.stages[: self._built + 1]
-        return {"built": self._built, "stages": [stage.describe() for stage in begun], "optimizer": self._description}
+        """Return the position, the settings of the stages begun so far, and what ``until`` has seen."""
+        begun = self.stages[: self.position.index + 1]
+        return {
+            # Not derived from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
+            "built": self.position.index,
+            "begun": self.position.begun,
+            "is_over": self.position.is_over,
+            "stages": [stage.as_text() for stage in begun],
+            "optimizer": self._optimizer,
+            "watched": self._watched,
+            "validated": self._validated,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Choose the stage; this comes before Lightning loads the optimizers' states."""
-        if state_dict["built"] >= len(self.schedule.stages):
+    # A stage's end
+
+    def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        until = self.stages[self.position.index].until
+        if until is None:
+            return False
+        holds = self._watch(trainer, until) if isinstance(until, Until) else until(trainer, pl_module)
+        return trainer.strategy.reduce_boolean_decision(bool(holds), all=False)
+
+    def _watch(self, trainer: Trainer, until: Until) -> bool:
+        is_validated = self._validated.get("epoch") == trainer.current_epoch
+        if trainer.enable_validation and not is_validated:
+            return False  # the logged values may belong to an earlier epoch
+        logged = trainer.callback_metrics
+        # The first process's value, so that all processes decide alike, and again on resume.
+        value = trainer.strategy.broadcast(
+            float(logged[until.monitor]) if until.monitor in logged else self._validated.get("value")
+        )
+        if value is None:
             raise StageError(
-                f"stages: expected at least the {state_dict['built'] + 1} that this run began, "
-                f"got {len(self.schedule.stages)}"
+                f"stages[{self.position.index}].until.monitor: expected a logged value, one of "
+                f"{', '.join(sorted(logged))}, got {until.monitor!r}"
             )
-        self._built, self._resumed = state_dict["built"], state_dict
+        watch = Watch(until)
+        watch.load_state_dict(self._watched)
+        holds = watch.is_over(value)
+        self._watched = watch.state_dict()
+        return holds
 
-    def _replay_before_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        load = pl_module.on_load_checkpoint
+    def _save_stage(self, trainer: Trainer) -> None:
+        if self.position.is_over:
+            trainer.save_checkpoint(self._file(trainer))
 
-        def replay_and_load(checkpoint: dict[str, Any]) -> None:
-            for index in range(1, checkpoint.get("callbacks", {}).get(self.state_key, {"built": 0})["built"] + 1):
-                self.on_stage_resume(trainer, pl_module, index)
-            load(checkpoint)
+    def _save_missing_stage(self, trainer: Trainer) -> None:
+        """Write the checkpoint of a stage that ended in a process that was killed before it could write it."""
+        if self.position.is_over and not _is_trial(trainer):
+            file = self._file(trainer)
+            is_resumed_from_it = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == file.name
+            if not trainer.strategy.broadcast(file.exists() or is_resumed_from_it):
+                trainer.save_checkpoint(file)
 
-        # The first that Lightning calls with a checkpoint: what hooks do to weights, the checkpoint then overwrites.
-        self._replay.enter_context(replaced(pl_module, "on_load_checkpoint", replay_and_load))
+    def _file(self, trainer: Trainer) -> Path:
+        folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        return folder / f"stage-{self.position.index + 1}.ckpt"
 
-    def _catch_up(self, trainer: Trainer) -> None:
-        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if not is_trial and self._built == self.schedule.stage_at(max(trainer.current_epoch - 1, 0)):
-            self._saver.catch_up(trainer)
+    # A boundary
 
     def _cross_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        index = self.schedule.stage_at(trainer.current_epoch)
-        if index == self._built:
+        if not self.position.is_over or self.position.index + 1 == len(self.stages):
             return
+        self.position = self.position.next(trainer.current_epoch)
+        index = self.position.index
         before = trainer.optimizers
         exact = [callback for callback in trainer.callbacks if isinstance(callback, ExactResume)]  # type: ignore[attr-defined]
-        # New layers are drawn alike, wherever the run that comes to them was resumed.
+        # New layers get the same weights, wherever the run that crosses the boundary was resumed.
         with exact[0].seeded(trainer, "stage", index) if exact else nullcontext():
             self.on_stage_start(trainer, pl_module, index)
         if isinstance(trainer.strategy, DDPStrategy):
-            # It waits for the gradients of those parameters that wanted one when it was made.
+            # DDP waits for gradients of the parameters that required one when it was set up.
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()
-        self._built = index
         self._build(trainer, pl_module)
-        if not self.schedule.stages[index].reset_optimizer:
+        if not self.stages[index].reset_optimizer:
             keep_state(before, trainer.optimizers)
 
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        build(trainer, pl_module, self.schedule.stages[self._built])
-        self._description = describe(trainer)
+        build(trainer, pl_module, self.stages[self.position.index])
+        self._optimizer = settings_of_optimizers(trainer)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        raise StageError(
+            f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
+            "optimizers' state before a callback can choose the stage that they belong to"
+        )
+
+
+def _check_trainer(trainer: Trainer, stages: Sequence[Stage]) -> None:
+    """Refuse settings of the trainer, and callbacks, that contradict the stages."""
+    if trainer.max_steps != -1:
+        raise StageError(f"max_steps: expected -1, since the stages end the run, got {trainer.max_steps}")
+    epochs = Position().last_epoch(stages, 0)
+    # -1 means no limit, and 1000 is Lightning's own default.
+    if trainer.max_epochs not in (None, -1, 1000, epochs):
+        raise StageError(f"max_epochs: expected -1, or the sum of the stages {epochs}, got {trainer.max_epochs}")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            if any(stage.until is not None for stage in stages):
+                raise StageError("until: expected no StochasticWeightAveraging, which needs to know the last epoch")
+            last_stage = epochs - stages[-1].epochs
+            if averaging_start(callback, epochs) < last_stage:
+                raise StageError(
+                    f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
+                    "averages within the last stage; a boundary would replace its learning rates"
+                )
+
+
+def _check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a resume with other stages than the run began with; each argument is a callback's state."""
+    pairs = [*zip(before["stages"], now["stages"], strict=True)]
+    # The optimizer of a stage that is over plays no role any more.
+    pairs[-1] = ({**pairs[-1][0], **before["optimizer"]}, {**pairs[-1][1], **now["optimizer"]})
+    for i, (old, new) in enumerate(pairs):
+        for name in [*new, *old]:
+            if old.get(name) != new.get(name):
+                expected, got = (textwrap.shorten(str(stage.get(name)), 80) for stage in (old, new))
+                raise StageError(
+                    f"stages[{i}].{name}: expected {expected}, with which this run began the stage, got {got}; "
+                    "only stages still to come may change"
+                )

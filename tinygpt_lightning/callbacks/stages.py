@@ -1,35 +1,69 @@
-"""Stages and their schedule, without a Trainer."""
+"""Stages, when they end, and how a run moves through them, without a Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from tinygpt_lightning.callbacks.until import Until
-
 
 class StageError(ValueError):
-    """Stages that cannot be trained as asked."""
+    """Stages that cannot be trained as configured."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """Ends a stage when a logged value is good enough or no longer improves.
+
+    Args:
+        monitor: Name of the value, as in ``self.log``. It is checked once an epoch, at its end; with
+            ``check_val_every_n_epoch`` above 1, only in epochs with a validation.
+        mode: Which values are better: ``min``, the lower ones, or ``max``, the higher ones.
+        stopping_threshold: The stage ends when the value is as good as this; null means never.
+        for_epochs: How many times in a row the value must be as good as ``stopping_threshold``.
+        patience: The stage ends when the value has not improved so many times in a row; null means never.
+        min_delta: Only a change by more than this is an improvement.
+
+    Raises:
+        ValueError: If there is neither ``stopping_threshold`` nor ``patience``, or a number is out of range.
+    """
+
+    monitor: str
+    mode: Literal["min", "max"] = "min"
+    stopping_threshold: float | None = None
+    for_epochs: int = 1
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode: expected min or max, got {self.mode!r}")
+        if self.stopping_threshold is None and self.patience is None:
+            raise ValueError("expected stopping_threshold, patience or both, got neither")
+        if self.for_epochs < 1 or (self.patience is not None and self.patience < 1):
+            raise ValueError(f"for_epochs, patience: expected 1 or more, got {self.for_epochs}, {self.patience}")
+        if self.min_delta < 0:
+            raise ValueError(f"min_delta: expected 0 or more, got {self.min_delta}")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training run with optimizers of its own.
+    """A part of a training run with its own optimizers.
 
     Args:
-        epochs: Length of the stage, in epochs; with ``until``, the most that it takes.
-        reset_optimizer: Whether the stage starts with empty optimizers; if not, their state (momentum and
-            the like) is carried over from the stage before.
-        optimizer: Makes the stage's optimizer from the parameters; null means what the module configures.
-        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means what the
-            module configures, or none if the stage has an optimizer of its own.
-        until: When the stage ends before its epochs are over: a logged value that is good enough or no longer gets
-            better, or, in Python, any function of the trainer and the module, which is asked at the end of each
-            epoch; null means never.
+        epochs: Length of the stage, in epochs; with ``until``, the maximum.
+        reset_optimizer: Whether the stage starts with empty optimizers; if not, it keeps the state (momentum and the
+            like) of the stage before.
+        optimizer: Makes the stage's optimizer from the parameters; null means the module's ``configure_optimizers``.
+        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the module's, or none
+            if the stage has its own optimizer.
+        until: When the stage ends before its epochs are over: a logged value that is good enough or no longer
+            improves; or, in Python, any function of the trainer and the module, which is called at the end of each
+            epoch. null means never.
 
     Raises:
         ValueError: If ``epochs`` is below 1.
@@ -45,65 +79,96 @@ class Stage:
         if self.epochs < 1:
             raise ValueError(f"epochs: expected 1 or more, got {self.epochs}")
 
-    def describe(self) -> dict[str, str]:
-        """What the stage is but for its optimizer, as text, by name."""
+    def as_text(self) -> dict[str, str]:
+        """Return the settings that a checkpoint records, by name; the optimizer's are compared when it is built."""
         until = self.until
         is_plain = until is None or isinstance(until, Until)
-        named = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
-        return {"epochs": str(self.epochs), "reset_optimizer": str(self.reset_optimizer), "until": named}
+        name = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
+        return {"epochs": str(self.epochs), "reset_optimizer": str(self.reset_optimizer), "until": name}
 
 
-class Schedule:
-    """Which stage each epoch belongs to: whoever wants to know asks here, and nobody works it out anew.
-
-    A subclass may override `stage_at`; the other answers follow from that one.
+@dataclass(frozen=True)
+class Position:
+    """Where a run is in its stages.
 
     Args:
-        stages: The stages, in order.
-        ended_early: Epochs of the stages that ended before theirs were over, by index.
+        index: The current stage, from 0.
+        begun: Epochs that were done when the stage began.
+        is_over: Whether the stage has ended; the next one begins at the next epoch's start.
 
-    Raises:
-        StageError: If there is no stage.
-
-    >>> schedule = Schedule([Stage(epochs=30), Stage(epochs=20)])
-    >>> [schedule.stage_at(epoch) for epoch in (0, 29, 30, 49, 50)]
-    [0, 0, 1, 1, 1]
-    >>> schedule.epochs, schedule.ends_stage(29), schedule.start_of_stage(40)
-    (50, True, 30)
-    >>> schedule.end_stage(11)
-    >>> schedule.epochs, schedule.ends_stage(11), schedule.stage_at(12)
-    (32, True, 1)
+    >>> stages = [Stage(epochs=30), Stage(epochs=20)]
+    >>> position = Position()
+    >>> position.ends(stages, 29), position.ends(stages, 30), position.last_epoch(stages, 12)
+    (False, True, 50)
+    >>> position.over().last_epoch(stages, 12)
+    32
+    >>> position.over().next(12)
+    Position(index=1, begun=12, is_over=False)
     """
 
-    def __init__(self, stages: Sequence[Stage], ended_early: Mapping[int, int] | None = None) -> None:
-        if not stages:
-            raise StageError("stages: expected at least one stage, got none")
-        self.stages = list(stages)
-        self.ended_early = dict(ended_early or {})
+    index: int = 0
+    begun: int = 0
+    is_over: bool = False
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of all stages together; those that are not over count at their longest."""
-        return self._ends()[-1]
+    def ends(self, stages: Sequence[Stage], epochs: int) -> bool:
+        """Whether the stage is as long as it can be when ``epochs`` of the run are done."""
+        return epochs - self.begun >= stages[self.index].epochs
 
-    def stage_at(self, epoch: int) -> int:
-        """Index of the stage that ``epoch`` belongs to, both from 0; after the end, the last one."""
-        return min(sum(epoch >= end for end in self._ends()), len(self.stages) - 1)
+    def over(self) -> Position:
+        """Return the position when the stage has ended."""
+        return Position(self.index, self.begun, is_over=True)
 
-    def ends_stage(self, epoch: int) -> bool:
-        """Whether ``epoch`` (from 0) is the last one before a boundary, or before the end."""
-        return epoch + 1 == self.epochs or self.stage_at(epoch + 1) != self.stage_at(epoch)
+    def next(self, epochs: int) -> Position:
+        """Return the position at the next stage's start, when ``epochs`` of the run are done."""
+        return Position(self.index + 1, epochs)
 
-    def start_of_stage(self, epoch: int) -> int:
-        """The first of the epochs up to ``epoch`` that belong to one stage without a boundary between them."""
-        while epoch and self.stage_at(epoch - 1) == self.stage_at(epoch):
-            epoch -= 1
-        return epoch
+    def last_epoch(self, stages: Sequence[Stage], epochs: int) -> int:
+        """Return after how many epochs the run ends at the latest.
 
-    def end_stage(self, epoch: int) -> None:
-        """End the stage of ``epoch`` with that one."""
-        self.ended_early[self.stage_at(epoch)] = epoch + 1 - self.start_of_stage(epoch)
+        Args:
+            stages: All stages.
+            epochs: Epochs of the run that are done; they count where the stage is over.
+        """
+        current = epochs if self.is_over else self.begun + stages[self.index].epochs
+        return current + sum(stage.epochs for stage in stages[self.index + 1 :])
 
-    def _ends(self) -> list[int]:
-        """Epochs done by the end of each stage."""
-        return list(accumulate(self.ended_early.get(i, stage.epochs) for i, stage in enumerate(self.stages)))
+
+class Watch:
+    """Judges the monitored values of one stage, one after another.
+
+    Args:
+        until: The condition.
+
+    >>> watch = Watch(Until("val/loss", stopping_threshold=0.1, for_epochs=2, patience=3))
+    >>> [watch.is_over(loss) for loss in (0.5, 0.09, 0.2, 0.1, 0.05)]
+    [False, False, False, False, True]
+    >>> watch = Watch(Until("val/loss", patience=2))
+    >>> [watch.is_over(loss) for loss in (0.5, 0.6, 0.4, 0.4, 0.5)]
+    [False, False, False, False, True]
+    """
+
+    def __init__(self, until: Until) -> None:
+        self.until = until
+        self.best = -math.inf  # higher is better, since values are multiplied by the mode's sign
+        self.reached = 0  # times in a row
+        self.waited = 0
+
+    def is_over(self, value: float) -> bool:
+        """Whether the stage ends with this value."""
+        until, sign = self.until, 1 if self.until.mode == "max" else -1
+        if until.stopping_threshold is not None:
+            self.reached = self.reached + 1 if sign * value >= sign * until.stopping_threshold else 0
+        if sign * value - until.min_delta > self.best:
+            self.best, self.waited = sign * value, 0
+        else:
+            self.waited += 1
+        has_waited = until.patience is not None and self.waited >= until.patience
+        return self.reached >= until.for_epochs or has_waited
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen, as plain values."""
+        return {"best": self.best, "reached": self.reached, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from such a state."""
+        vars(self).update(state_dict)

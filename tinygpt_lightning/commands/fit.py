@@ -87,9 +87,9 @@ def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback
         staged = StagedTraining(made.stages, it.run.path)
     return [
         stop,
-        TensorBoardReport(staged.schedule, it.settings.plain, stop),
+        TensorBoardReport(staged, it.settings.plain, stop),
         staged,
-        StageProgress(staged.schedule, len(made.data.taught.pairs)),
+        StageProgress(staged, len(made.data.taught.pairs)),
         ExactResume(),
         RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop),
     ]

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from typing_extensions import override
 
-from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
 
 
 class Display:
@@ -72,28 +72,26 @@ class StageProgress(Callback):
     """Shows how each stage goes: a live line in a terminal, else one plain line at its end.
 
     Args:
-        schedule: Which epoch belongs to which stage.
+        staged: The callback that knows the stages.
         pairs: How many pairs are learnt.
     """
 
-    def __init__(self, schedule: Schedule, pairs: int = 1) -> None:
-        self.schedule = schedule
+    def __init__(self, staged: StagedTraining, pairs: int = 1) -> None:
+        self.staged = staged
         self.pairs = pairs
         self.display = Display("epochs")
-        self._index = -1
-        self._start = 0  # epoch at which the stage that is shown began
         self._unsaid = ""
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.display = Display("epochs")
-        self._index, self._unsaid = -1, ""
+        self._unsaid = ""
         if trainer.is_global_zero:
             self.display.start()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._update(trainer, self.schedule.stages[self.schedule.stage_at(trainer.current_epoch)].epochs)
+        self._update(trainer, self.staged.stages[self.staged.position.index].epochs)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Say how the stage went; it may be over before its epochs are."""
@@ -113,12 +111,8 @@ class StageProgress(Callback):
         """Bring the stage's line up to date; ``epochs`` is what it takes in all, none if it is over."""
         if not trainer.is_global_zero:
             return
-        epoch = trainer.current_epoch
-        index = self.schedule.stage_at(epoch)
-        if index != self._index:
-            self._index, self._start = index, self.schedule.start_of_stage(epoch)
-        title = f"stage {index + 1}/{len(self.schedule.stages)}"
-        done = epoch + 1 - self._start
+        title = f"stage {self.staged.position.index + 1}/{len(self.staged.stages)}"
+        done = trainer.current_epoch + 1 - self.staged.position.begun
         total = epochs or done
         state = _state(trainer.callback_metrics, self.pairs)
         if self.display.is_live:

@@ -16,8 +16,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_lightning.callbacks.stage_end import ended_early
-from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.run import Run, list_runs, new_run
 from tinygpt_lightning.commands.settings import Settings
@@ -252,15 +251,17 @@ def _checkpoint_to_begin_with(settings: Settings) -> Path | None:
 
 
 def _stages_begun(checkpoint: Mapping[str, Any]) -> int:
-    states = checkpoint.get("callbacks", {})
-    return max((state["built"] + 1 for state in states.values() if "built" in state), default=0)
+    return int(_stages_state(checkpoint).get("built", -1)) + 1
 
 
 def _is_at_the_end(checkpoint: Mapping[str, Any], settings: Settings) -> bool:
-    # Those that are over, which "epoch" does not say of a checkpoint from the middle of one.
-    loops = checkpoint.get("loops")
-    done: int = loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
-    return done >= Schedule(settings.config.stages, ended_early(checkpoint)).epochs
+    is_over = bool(_stages_state(checkpoint).get("is_over"))
+    return is_over and _stages_begun(checkpoint) >= len(settings.config.stages)
+
+
+def _stages_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).get(StagedTraining.__qualname__, {})
+    return state
 
 
 def _is_at_step(path: Path, global_step: int) -> bool:

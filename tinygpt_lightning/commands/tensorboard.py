@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
-from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.attention_picture import LONGEST, tile_heads
 from tinygpt_lightning.module import TinyGPTModule
 
@@ -48,7 +48,7 @@ class TensorBoardReport(Callback):
     """Shows the loss of each stage in a curve of its own, the text as it improves, what the heads look at.
 
     Args:
-        schedule: Which epoch belongs to which stage.
+        staged: The callback that knows the stages.
         settings: All settings of the run; the telling ones are compared with those of other runs.
         stop: The callback that knows whether somebody interrupted the run.
         text_every_n_epochs: How often the text is generated, in epochs, as long as it improves; also at each stage's
@@ -57,12 +57,12 @@ class TensorBoardReport(Callback):
 
     def __init__(
         self,
-        schedule: Schedule,
+        staged: StagedTraining,
         settings: Mapping[str, Any],
         stop: GracefulStop,
         text_every_n_epochs: int = 5,
     ) -> None:
-        self.schedule = schedule
+        self.staged = staged
         self.settings = settings
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
@@ -74,7 +74,7 @@ class TensorBoardReport(Callback):
         if writer := _writer(trainer):
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
             writer.file_writer.add_event(start, step=trainer.global_step)  # type: ignore[attr-defined]
-            tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.schedule.stages) + 1)]
+            tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.staged.stages) + 1)]
             writer.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
 
     def on_train_batch_end(
@@ -83,7 +83,7 @@ class TensorBoardReport(Callback):
         """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
         writer = _writer(trainer)
         if writer and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            tag = f"loss_by_stage/stage_{self.schedule.stage_at(trainer.current_epoch) + 1}"
+            tag = f"loss_by_stage/stage_{self.staged.position.index + 1}"
             writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
+from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.parser import Parser, shorten
 from tinygpt_lightning.data.data_module import QADataModule
@@ -212,10 +212,8 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    try:
-        Schedule(recipe.stages)
-    except StageError as error:
-        raise UsageError(str(error)) from None
+    if not recipe.stages:
+        raise UsageError("stages: expected at least one stage, got none")
     first = recipe.stages[0]
     if first.keep or first.weights != "carried" or first.first_update != "own":
         raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage precedes it")

@@ -1,0 +1,81 @@
+"""Stages and their conditions, without a Trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import EarlyStopping
+
+from tinygpt_lightning.callbacks.stages import Position, Stage, Until, Watch
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5))
+def test_a_run_moves_through_its_stages(lengths: list[tuple[int, int]]) -> None:
+    """Each stage has a length and an epoch at which a condition would end it; whichever comes first counts."""
+    stages = [Stage(epochs) for epochs, _ in lengths]
+    expected = [index for index, pair in enumerate(lengths) for _ in range(min(pair))]
+    position, seen = Position(), []
+    for epoch in range(len(expected)):
+        if position.is_over:
+            position = position.next(epoch)
+        seen.append(position.index)
+        done, (_, condition) = epoch + 1, lengths[position.index]
+        following = sum(stage.epochs for stage in stages[position.index + 1 :])
+        assert position.last_epoch(stages, done) == position.begun + stages[position.index].epochs + following
+        if position.ends(stages, done) or done - position.begun == condition:
+            position = position.over()
+            assert position.last_epoch(stages, done) == done + following
+    assert seen == expected
+    assert position == Position(len(stages) - 1, position.begun, is_over=True)
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_a_stage_has_at_least_one_epoch(epochs: int) -> None:
+    with pytest.raises(ValueError, match=f"epochs.*got {epochs}"):
+        Stage(epochs=epochs)
+
+
+VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]), min_size=1, max_size=12)
+
+
+@given(VALUES, st.sampled_from(["min", "max"]), st.integers(1, 4), st.sampled_from([0.0, 0.25, 0.3]))
+def test_patience_is_that_of_early_stopping(values: list[float], mode: str, patience: int, min_delta: float) -> None:
+    watch = Watch(Until("x", mode, patience=patience, min_delta=min_delta))  # type: ignore[arg-type]
+    reference = EarlyStopping("x", min_delta, patience, mode=mode, check_finite=False)
+    for value in values:
+        assert watch.is_over(value) == reference._evaluate_stopping_criteria(torch.tensor(value))[0]
+
+
+@given(VALUES, st.sampled_from(["min", "max"]), st.integers(1, 3))
+def test_a_threshold_must_be_reached_several_times_in_a_row(values: list[float], mode: str, for_epochs: int) -> None:
+    watch = Watch(Until("x", mode, stopping_threshold=0.5, for_epochs=for_epochs))  # type: ignore[arg-type]
+    good = "".join("y" if (value >= 0.5 if mode == "max" else value <= 0.5) else "n" for value in values)
+    results = [watch.is_over(value) for value in values]
+    assert results == [good[: i + 1].endswith("y" * for_epochs) for i in range(len(values))]
+
+
+@given(VALUES, st.integers(0, 12))
+def test_a_watch_continues_from_its_state(values: list[float], at: int) -> None:
+    until = Until("x", patience=2, stopping_threshold=0.25, for_epochs=2, min_delta=0.25)
+    whole, first, second = Watch(until), Watch(until), Watch(until)
+    expected = [whole.is_over(value) for value in values]
+    results = [first.is_over(value) for value in values[:at]]
+    second.load_state_dict(first.state_dict())
+    assert [*results, *(second.is_over(value) for value in values[at:])] == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "expected stopping_threshold, patience or both, got neither"),
+        ({"patience": 0}, "patience: expected 1 or more, got 1, 0"),
+        ({"stopping_threshold": 1.0, "for_epochs": 0}, "for_epochs.*got 0, None"),
+        ({"patience": 1, "min_delta": -0.1}, "min_delta: expected 0 or more, got -0.1"),
+        ({"patience": 1, "mode": "least"}, "mode: expected min or max, got 'least'"),
+    ],
+)
+def test_contradicting_settings_are_refused(settings: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Until("x", **settings)  # type: ignore[arg-type]
