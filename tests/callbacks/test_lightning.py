@@ -52,9 +52,9 @@ class UsesEachName(Callback):
 def test_each_private_name_exists(tmp_path: Path) -> None:
     trainer, module, events = quiet_trainer(tmp_path, UsesEachName(), max_epochs=1), Anyones(), []
     with (
-        _lightning.on_checkpoint_read(trainer, lambda checkpoint: events.append(sorted(checkpoint)[0])),
-        _lightning.after_module_epoch_end(module, lambda: events.append("module")),
-        _lightning.after_epoch(trainer, lambda: events.append("epoch")),
+        _lightning.then(trainer.strategy, "load_checkpoint", lambda checkpoint: events.append(sorted(checkpoint)[0])),
+        _lightning.then(module, "on_train_epoch_end", lambda _: events.append("module")),
+        _lightning.then(trainer.fit_loop, "on_advance_end", lambda _: events.append("epoch")),
     ):
         trainer.fit(module)
         assert events == ["module", "epoch"]
@@ -73,8 +73,7 @@ def test_each_private_name_exists(tmp_path: Path) -> None:
     _lightning.restore_metric(other, _lightning.metric_state(metric))
     assert (other.compute(), other.update_count) == (3.0, 1)
 
-    assert _lightning.averaging_start(StochasticWeightAveraging(0.1, 5), 9) == 4
-    assert _lightning.averaging_start(StochasticWeightAveraging(0.1, 0.5), 9) == 3
+    assert _lightning.averaging_start(StochasticWeightAveraging(0.1, 5)) == 5
     assert not _lightning.unscales_by_itself(torch.optim.SGD(module.parameters(), lr=0.1))
 
 

@@ -158,7 +158,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
     assert recorder.steps == [[n, n] for n in [*range(2 * BATCHES), *range(2 * BATCHES)]]
 
 
-def test_two_optimizers_are_too_many_for_a_stage_with_one_of_its_own(tmp_path: Path) -> None:
+def test_a_stage_with_its_own_optimizer_needs_a_module_with_one(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="one optimizer.*got one with 2"):
         train(TwoOptimizers(), [Stage(1), Stage(1, optimizer=partial(SGD, lr=0.1))], tmp_path)
 
@@ -215,7 +215,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, interrupted_a
         (STAGES[:1], "expected at least the 2"),
     ],
 )
-def test_a_stage_that_is_begun_cannot_change(tmp_path: Path, changed: list[Stage], named: str) -> None:
+def test_a_stage_that_has_begun_cannot_change(tmp_path: Path, changed: list[Stage], named: str) -> None:
     train(AdamModel(), STAGES[:2], tmp_path)
     with pytest.raises(StageError, match=named):
         train(AdamModel(), changed, tmp_path, ckpt_path=tmp_path / "stage-2.ckpt")
@@ -278,10 +278,23 @@ def test_a_callback_can_be_used_again(tmp_path: Path) -> None:
     assert recorder.classes == ["Adam", "SGD"] * 2
 
 
-def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
+def test_module_and_trainer_are_left_as_they_were(tmp_path: Path) -> None:
     model = AdamModel()
-    train(model, STAGES, tmp_path)
-    assert "configure_optimizers" not in vars(model)
+    trainer = train(model, STAGES, tmp_path)
+    assert not {"configure_optimizers", "on_train_epoch_end"} & vars(model).keys()
+    assert "on_advance_end" not in vars(trainer.fit_loop)
+    assert "load_checkpoint" not in vars(trainer.strategy)
+    assert not trainer.checkpoint_callbacks
+    assert not trainer.early_stopping_callbacks
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    train(AdamModel(), STAGES, tmp_path)
+    checkpoint = torch.load(tmp_path / "stage-1.ckpt", weights_only=True)
+    checkpoint["callbacks"]["StagedTraining"] = {"built": 0, "stages": [], "optimizer": {}}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(StageError, match=r"ckpt_path: .*this version.*got .*old.ckpt"):
+        train(AdamModel(), STAGES, tmp_path, ckpt_path=tmp_path / "old.ckpt")
 
 
 class CountsEpochs(AdamModel):
@@ -303,7 +316,7 @@ def test_a_stages_checkpoint_is_what_the_epoch_left_behind(tmp_path: Path) -> No
         assert saved["callbacks"]["CountsToo"]["count"] == epochs
 
 
-def test_there_is_a_stage_at_least() -> None:
+def test_at_least_one_stage_is_expected() -> None:
     with pytest.raises(StageError, match="at least one stage"):
         StagedTraining(stages=[])
 
@@ -333,7 +346,7 @@ def test_reduce_on_plateau_is_refused(tmp_path: Path) -> None:
         train(Plateau(), [Stage(1)], tmp_path)
 
 
-def test_a_trial_run_is_left_alone(tmp_path: Path) -> None:
+def test_fast_dev_run_is_left_alone(tmp_path: Path) -> None:
     trainer = train(AdamModel(), [Stage(5)], tmp_path, fast_dev_run=True, max_epochs=None)
     assert trainer.global_step == 1
     assert not list(tmp_path.iterdir())

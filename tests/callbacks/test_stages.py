@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping
 
-from tinygpt_lightning.callbacks.stages import Position, Stage, Until, Watch
+from tinygpt_lightning.callbacks.stages import Position, Stage, Until
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5))
@@ -40,30 +40,28 @@ def test_a_stage_has_at_least_one_epoch(epochs: int) -> None:
 VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]), min_size=1, max_size=12)
 
 
+def judge_all(until: Until, values: list[float]) -> list[bool]:
+    ends, seen = [], {}
+    for value in values:
+        end, seen = until.judge(value, seen)
+        ends.append(end)
+    return ends
+
+
 @given(VALUES, st.sampled_from(["min", "max"]), st.integers(1, 4), st.sampled_from([0.0, 0.25, 0.3]))
 def test_patience_is_that_of_early_stopping(values: list[float], mode: str, patience: int, min_delta: float) -> None:
-    watch = Watch(Until("x", mode, patience=patience, min_delta=min_delta))  # type: ignore[arg-type]
+    until = Until("x", mode, patience=patience, min_delta=min_delta)  # type: ignore[arg-type]
     reference = EarlyStopping("x", min_delta, patience, mode=mode, check_finite=False)
-    for value in values:
-        assert watch.is_over(value) == reference._evaluate_stopping_criteria(torch.tensor(value))[0]
+    expected = [reference._evaluate_stopping_criteria(torch.tensor(value))[0] for value in values]
+    assert judge_all(until, values) == expected
 
 
 @given(VALUES, st.sampled_from(["min", "max"]), st.integers(1, 3))
 def test_a_threshold_must_be_reached_several_times_in_a_row(values: list[float], mode: str, for_epochs: int) -> None:
-    watch = Watch(Until("x", mode, stopping_threshold=0.5, for_epochs=for_epochs))  # type: ignore[arg-type]
+    until = Until("x", mode, stopping_threshold=0.5, for_epochs=for_epochs)  # type: ignore[arg-type]
     good = "".join("y" if (value >= 0.5 if mode == "max" else value <= 0.5) else "n" for value in values)
-    results = [watch.is_over(value) for value in values]
-    assert results == [good[: i + 1].endswith("y" * for_epochs) for i in range(len(values))]
-
-
-@given(VALUES, st.integers(0, 12))
-def test_a_watch_continues_from_its_state(values: list[float], at: int) -> None:
-    until = Until("x", patience=2, stopping_threshold=0.25, for_epochs=2, min_delta=0.25)
-    whole, first, second = Watch(until), Watch(until), Watch(until)
-    expected = [whole.is_over(value) for value in values]
-    results = [first.is_over(value) for value in values[:at]]
-    second.load_state_dict(first.state_dict())
-    assert [*results, *(second.is_over(value) for value in values[at:])] == expected
+    expected = [good[: i + 1].endswith("y" * for_epochs) for i in range(len(values))]
+    assert judge_all(until, values) == expected
 
 
 @pytest.mark.parametrize(

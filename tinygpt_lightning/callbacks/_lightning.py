@@ -31,9 +31,6 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-# Hooks that Lightning does not have. Each one replaces a public method of one object until the context ends.
-
-
 @contextmanager
 def replaced(instance: object, name: str, value: object) -> Iterator[None]:
     """Give an attribute of ``instance`` another value until the context ends."""
@@ -49,50 +46,19 @@ def replaced(instance: object, name: str, value: object) -> Iterator[None]:
 
 
 @contextmanager
-def on_checkpoint_read(trainer: Trainer, hook: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call ``hook`` with a checkpoint before anything of it is restored.
+def then(instance: object, method: str, hook: Callable[[Any], None]) -> Iterator[None]:
+    """Call ``hook`` with the result after each call of a method of ``instance``, until the context ends.
 
-    A callback's ``on_load_checkpoint`` comes after the weights are loaded, which is too late to add layers.
+    For moments that Lightning has no hook for, behind a public method of one object.
     """
-    load = trainer.strategy.load_checkpoint
+    call = getattr(instance, method)
 
-    def load_checkpoint(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        checkpoint = load(*args, **kwargs)
-        hook(checkpoint)
-        return checkpoint
+    def call_and_hook(*args: Any, **kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        hook(result)
+        return result
 
-    with replaced(trainer.strategy, "load_checkpoint", load_checkpoint):
-        yield
-
-
-@contextmanager
-def after_module_epoch_end(pl_module: LightningModule, hook: Callable[[], None]) -> Iterator[None]:
-    """Call ``hook`` at an epoch's end after the module's own ``on_train_epoch_end`` and before checkpoints are saved.
-
-    Lightning calls only subclasses of ``EarlyStopping`` and ``Checkpoint`` there, and users find such callbacks in
-    ``trainer.early_stopping_callback`` and ``trainer.checkpoint_callback`` instead of their own.
-    """
-    on_train_epoch_end = pl_module.on_train_epoch_end
-
-    def end_epoch() -> None:
-        on_train_epoch_end()
-        hook()
-
-    with replaced(pl_module, "on_train_epoch_end", end_epoch):
-        yield
-
-
-@contextmanager
-def after_epoch(trainer: Trainer, hook: Callable[[], None]) -> Iterator[None]:
-    """Call ``hook`` when an epoch is over, after all callbacks, the schedulers and the loggers."""
-    loop = trainer.fit_loop
-    on_advance_end = loop.on_advance_end
-
-    def end_epoch() -> None:
-        on_advance_end()
-        hook()
-
-    with replaced(loop, "on_advance_end", end_epoch):
+    with replaced(instance, method, call_and_hook):
         yield
 
 
@@ -282,10 +248,9 @@ def unscales_by_itself(optimizer: Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def averaging_start(callback: StochasticWeightAveraging, epochs: int) -> int:
-    """Return the epoch (from 0) with which the callback begins to average, of ``epochs`` in all."""
-    start: int | float = callback._swa_epoch_start  # counted from 1, or a share of all epochs
-    return max((start if isinstance(start, int) else int(epochs * start)) - 1, 0)
+def averaging_start(callback: StochasticWeightAveraging) -> int | float:
+    """Return the callback's ``swa_epoch_start``."""
+    return callback._swa_epoch_start
 
 
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:

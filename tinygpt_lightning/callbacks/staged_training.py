@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,11 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from tinygpt_lightning.callbacks._lightning import (
-    after_epoch,
-    after_module_epoch_end,
-    averaging_start,
-    on_checkpoint_read,
-)
+from tinygpt_lightning.callbacks._lightning import averaging_start, then
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 from tinygpt_lightning.callbacks.stage_optimizers import build, keep_state, settings_of_optimizers, try_all
-from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until, Watch
+from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until
 
 
 class StagedTraining(Callback):
@@ -54,7 +49,7 @@ class StagedTraining(Callback):
     ``validate``, ``test`` and ``predict`` of a checkpoint whose stages added layers, into a module that has none (no
     stage begins there).
 
-    Lightning declined to offer this (issue 9982); users ask for it in 2006, 3095, 5314 and 18279.
+    Source: Lightning issues #9982 (declined), #2006, #3095, #5314, #18279.
 
     Args:
         stages: The stages, in order.
@@ -78,14 +73,14 @@ class StagedTraining(Callback):
             raise StageError("stages: expected at least one stage, got none")
         self.stages = list(stages)
         self.dirpath = dirpath
-        self._hooks = ExitStack()  # those that Lightning does not have
+        self._hooks = ExitStack()  # at moments for which Lightning has none
         self._begin()
 
     def _begin(self) -> None:
         self._hooks.close()
         self.position = Position()
         self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
-        self._watched: dict[str, Any] = {}  # state of the current stage's `Watch`
+        self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
         self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
         self._resumed: dict[str, Any] = {}  # this callback's state in the checkpoint
 
@@ -94,7 +89,8 @@ class StagedTraining(Callback):
         """One key for all subclasses: each resumes what another one began."""
         return StagedTraining.__qualname__
 
-    # For subclasses
+    def _hook(self, instance: object, method: str, hook: Callable[[Any], None]) -> None:
+        self._hooks.enter_context(then(instance, method, hook))
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
@@ -112,21 +108,22 @@ class StagedTraining(Callback):
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called where stage ``index`` (from 0) ends, before any checkpoint of its last epoch is saved."""
 
-    # A fit, in the order in which Lightning calls these
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the trainer and set its ``max_epochs``."""
         if stage != "fit":
             return
         self._begin()
         _check_strategy(trainer)
-        self._hooks.enter_context(on_checkpoint_read(trainer, lambda read: self._resume(trainer, pl_module, read)))
+        # A callback's `on_load_checkpoint` comes after the weights are loaded, too late to add layers.
+        self._hook(trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
         if _is_trial(trainer):  # Lightning sets its own max_steps, and saves nothing
             return
         _check_trainer(trainer, self.stages)
         trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, 0)
-        self._hooks.enter_context(after_module_epoch_end(pl_module, lambda: self._end_epoch(trainer, pl_module)))
-        self._hooks.enter_context(after_epoch(trainer, lambda: self._save_stage(trainer)))
+        # After the module's last values and before checkpoints, Lightning calls only subclasses of `EarlyStopping` and
+        # `Checkpoint`, and users find such callbacks in `trainer.early_stopping_callback` instead of their own.
+        self._hook(pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
+        self._hook(trainer.fit_loop, "on_advance_end", lambda _: self._save_stage(trainer))
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Choose the stage and repeat what the begun stages did to the module; weights come afterwards."""
@@ -147,8 +144,8 @@ class StagedTraining(Callback):
         self.position = Position(state["built"], state["begun"], state["is_over"])
         if self.position.ends(self.stages, done):  # saved at the epoch's end, but before the decision
             self.position = self.position.over()
-        if not _is_trial(trainer):
-            trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, done)
+        # For a trial just enough, since Lightning refuses a checkpoint of a later epoch.
+        trainer.fit_loop.max_epochs = done + 1 if _is_trial(trainer) else self.position.last_epoch(self.stages, done)
         for index in range(1, self.position.index + 1):
             self.on_stage_resume(trainer, pl_module, index)
 
@@ -195,13 +192,9 @@ class StagedTraining(Callback):
                     on_stage_end(trainer, pl_module, self.position.index)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last stage's checkpoint where nothing else was missing in a resumed run."""
+        """Write the last stage's checkpoint if a resumed run lacked nothing else, and leave the trainer as it was."""
         self._save_missing_stage(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave trainer and module as they were."""
-        if stage == "fit":
-            self._hooks.close()
+        self._hooks.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave trainer and module as they were."""
@@ -209,13 +202,12 @@ class StagedTraining(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, the settings of the stages begun so far, and what ``until`` has seen."""
-        begun = self.stages[: self.position.index + 1]
         return {
             # Not derived from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
             "built": self.position.index,
             "begun": self.position.begun,
             "is_over": self.position.is_over,
-            "stages": [stage.as_text() for stage in begun],
+            "stages": [stage.as_text() for stage in self.stages[: self.position.index + 1]],
             "optimizer": self._optimizer,
             "watched": self._watched,
             "validated": self._validated,
@@ -227,10 +219,10 @@ class StagedTraining(Callback):
         until = self.stages[self.position.index].until
         if until is None:
             return False
-        holds = self._watch(trainer, until) if isinstance(until, Until) else until(trainer, pl_module)
+        holds = self._judge(trainer, until) if isinstance(until, Until) else until(trainer, pl_module)
         return trainer.strategy.reduce_boolean_decision(bool(holds), all=False)
 
-    def _watch(self, trainer: Trainer, until: Until) -> bool:
+    def _judge(self, trainer: Trainer, until: Until) -> bool:
         is_validated = self._validated.get("epoch") == trainer.current_epoch
         if trainer.enable_validation and not is_validated:
             return False  # the logged values may belong to an earlier epoch
@@ -244,10 +236,7 @@ class StagedTraining(Callback):
                 f"stages[{self.position.index}].until.monitor: expected a logged value, one of "
                 f"{', '.join(sorted(logged))}, got {until.monitor!r}"
             )
-        watch = Watch(until)
-        watch.load_state_dict(self._watched)
-        holds = watch.is_over(value)
-        self._watched = watch.state_dict()
+        holds, self._watched = until.judge(value, self._watched)
         return holds
 
     def _save_stage(self, trainer: Trainer) -> None:
@@ -315,11 +304,12 @@ def _check_trainer(trainer: Trainer, stages: Sequence[Stage]) -> None:
         if isinstance(callback, StochasticWeightAveraging):
             if any(stage.until is not None for stage in stages):
                 raise StageError("until: expected no StochasticWeightAveraging, which needs to know the last epoch")
-            last_stage = epochs - stages[-1].epochs
-            if averaging_start(callback, epochs) < last_stage:
+            start, last_stage = averaging_start(callback), epochs - stages[-1].epochs
+            # Counted from 1, or a share of all epochs.
+            if max(start if isinstance(start, int) else int(epochs * start), 1) <= last_stage:
                 raise StageError(
                     f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
-                    "averages within the last stage; a boundary would replace its learning rates"
+                    f"averages within the last stage, got {start}; a boundary would replace its learning rates"
                 )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -48,6 +48,32 @@ class Until:
             raise ValueError(f"for_epochs, patience: expected 1 or more, got {self.for_epochs}, {self.patience}")
         if self.min_delta < 0:
             raise ValueError(f"min_delta: expected 0 or more, got {self.min_delta}")
+
+    def judge(self, value: float, seen: Mapping[str, float]) -> tuple[bool, dict[str, float]]:
+        """Decide whether the stage ends.
+
+        Args:
+            value: The monitored value.
+            seen: What earlier calls in this stage returned; empty at its start.
+
+        Returns:
+            Whether the stage ends, and plain values to be given to the next call.
+
+        >>> until, seen, ends = Until("val/loss", stopping_threshold=0.1, for_epochs=2, patience=3), {}, []
+        >>> for loss in (0.5, 0.09, 0.2, 0.1, 0.05):
+        ...     end, seen = until.judge(loss, seen)
+        ...     ends.append(end)
+        >>> ends
+        [False, False, False, False, True]
+        """
+        sign = 1 if self.mode == "max" else -1  # so that higher is better
+        is_good = self.stopping_threshold is not None and sign * value >= sign * self.stopping_threshold
+        is_better = sign * value - self.min_delta > seen.get("best", -math.inf)
+        reached = seen.get("reached", 0) + 1 if is_good else 0  # times in a row
+        waited = 0 if is_better else seen.get("waited", 0) + 1
+        best = sign * value if is_better else seen.get("best", -math.inf)
+        ends = reached >= self.for_epochs or (self.patience is not None and waited >= self.patience)
+        return ends, {"best": best, "reached": reached, "waited": waited}
 
 
 @dataclass(frozen=True)
@@ -131,44 +157,3 @@ class Position:
         """
         current = epochs if self.is_over else self.begun + stages[self.index].epochs
         return current + sum(stage.epochs for stage in stages[self.index + 1 :])
-
-
-class Watch:
-    """Judges the monitored values of one stage, one after another.
-
-    Args:
-        until: The condition.
-
-    >>> watch = Watch(Until("val/loss", stopping_threshold=0.1, for_epochs=2, patience=3))
-    >>> [watch.is_over(loss) for loss in (0.5, 0.09, 0.2, 0.1, 0.05)]
-    [False, False, False, False, True]
-    >>> watch = Watch(Until("val/loss", patience=2))
-    >>> [watch.is_over(loss) for loss in (0.5, 0.6, 0.4, 0.4, 0.5)]
-    [False, False, False, False, True]
-    """
-
-    def __init__(self, until: Until) -> None:
-        self.until = until
-        self.best = -math.inf  # higher is better, since values are multiplied by the mode's sign
-        self.reached = 0  # times in a row
-        self.waited = 0
-
-    def is_over(self, value: float) -> bool:
-        """Whether the stage ends with this value."""
-        until, sign = self.until, 1 if self.until.mode == "max" else -1
-        if until.stopping_threshold is not None:
-            self.reached = self.reached + 1 if sign * value >= sign * until.stopping_threshold else 0
-        if sign * value - until.min_delta > self.best:
-            self.best, self.waited = sign * value, 0
-        else:
-            self.waited += 1
-        has_waited = until.patience is not None and self.waited >= until.patience
-        return self.reached >= until.for_epochs or has_waited
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what it has seen, as plain values."""
-        return {"best": self.best, "reached": self.reached, "waited": self.waited}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from such a state."""
-        vars(self).update(state_dict)

@@ -38,13 +38,8 @@ class Pending:
 def note_progress(trainer: Trainer, validated: int) -> dict[str, bool]:
     """Return what Lightning's counts in a checkpoint do not tell.
 
-    Args:
-        trainer: The trainer.
-        validated: Training batches that were done when the last validation ended.
-
-    Returns:
-        ``is_validated_next``: whether the batch that is done is still to be validated; ``is_a_step``: whether the
-        batch at hand ends an optimizer step.
+    ``is_validated_next``: whether the batch that is done is still to be validated, where ``validated`` batches were
+    done at the last validation's end. ``is_a_step``: whether the batch at hand ends an optimizer step.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     is_within_epoch = _is_within_epoch(vars(trainer.fit_loop.epoch_progress.current))
@@ -64,12 +59,8 @@ def repair_progress(loops: dict[str, Any], noted: Mapping[str, bool]) -> Pending
     Lightning validates only the batches that follow. And after an exception within a batch, the loggers' count of
     steps is too high by one.
 
-    Args:
-        loops: The state of the fit loop in the checkpoint, changed in place.
-        noted: The values of :func:`note_progress` in the checkpoint.
-
-    Returns:
-        What is to be done first when training starts.
+    ``loops`` is the state of the fit loop in the checkpoint, changed in place; ``noted`` comes from
+    :func:`note_progress`.
     """
     epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     if epoch["current"]["started"] < epoch["current"]["ready"]:
@@ -89,12 +80,7 @@ def repair_progress(loops: dict[str, Any], noted: Mapping[str, bool]) -> Pending
 
 
 def do_pending(trainer: Trainer, pending: Pending) -> None:
-    """Do what is pending, or make Lightning do it.
-
-    Args:
-        trainer: The trainer, when training is about to start.
-        pending: From :func:`repair_progress`.
-    """
+    """Do what :func:`repair_progress` returned, or make Lightning do it, when training is about to start."""
     loop = trainer.fit_loop
     if loop.restarting and not loop.restarted_mid_epoch:
         _lightning.start_next_epoch(trainer)
@@ -119,14 +105,9 @@ def note_state(
 ) -> list[dict[str, Any] | None]:
     """Return each process's gradients, averages and logged values, for a checkpoint.
 
-    Args:
-        trainer: The trainer.
-        pl_module: The module.
-        metrics: Those of its torchmetrics, by name, that the training of this epoch uses.
-
-    Returns:
-        Tensors on the CPU and plain values, one entry a process; None for the other processes if they cannot be asked,
-        because an exception may have come to this one alone.
+    They are tensors on the CPU and plain values, one entry a process; None for the other processes if they cannot be
+    asked, because an exception may have come to this one alone. ``metrics`` are those of the module's torchmetrics, by
+    name, that the training of this epoch uses.
     """
     gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
     mine = {
@@ -146,13 +127,7 @@ def note_state(
 
 
 def restore_state(trainer: Trainer, pl_module: LightningModule, noted: Mapping[str, Any]) -> None:
-    """Put this process's gradients, averages and logged values back.
-
-    Args:
-        trainer: The trainer, when training is about to start.
-        pl_module: The module.
-        noted: This process's entry of :func:`note_state`.
-    """
+    """Put this process's entry of :func:`note_state` back, when training is about to start."""
     noted = apply_to_collection(noted, Tensor, lambda tensor: tensor.to(pl_module.device))
     trainer.accumulate_grad_batches = noted["accumulate_grad_batches"]
     parameters = dict(pl_module.named_parameters())
@@ -203,7 +178,8 @@ def fetch_again(trainer: Trainer, seed: Callable[[str, int], None], batches: int
         batches: Training batches done since the start of the run.
     """
     fetcher, loaders = _lightning.train_fetcher(trainer), _lightning.train_loaders(trainer)
-    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done: int = progress.current.processed
     if any(_lightning.is_stateful(loader) for loader in loaders):
         seed("fetch", batches)
     elif done >= trainer.num_training_batches:  # only the epoch's end is missing
