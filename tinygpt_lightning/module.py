@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from tinygpt_lightning.data.batches import IGNORED, Batch, exact_rows
 from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
@@ -107,11 +108,12 @@ class TinyGPTModule(LightningModule):
             data: The data module.
             sizes: Fields of `GPTConfig`; what is missing follows from the pairs.
         """
-        recipe = recipe_for(data.taught)
+        recipe = recipe_for(data.taught.pairs)
+        longest = data.taught.max_length or 0
         config = GPTConfig(
             **{
                 "vocab_size": len(data.tokenizer),
-                "n_positions": recipe.n_positions,
+                "n_positions": longest + SPARE,
                 "n_embd": recipe.n_embd,
                 "n_head": recipe.n_head,
                 **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),

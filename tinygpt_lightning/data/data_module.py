@@ -87,12 +87,13 @@ class QADataModule(LightningDataModule):
         self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, str]], template: str = Template().pattern) -> QADataModule:
+    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: int = 0) -> QADataModule:
         """Serve pairs from Python, in batches of the size that suits them.
 
         Args:
             pairs: Questions and their answers.
-            template: The form of the texts.
+            template: The form of the texts; None means one that suits them.
+            noise: Variations of each question in each epoch.
 
         Raises:
             ValueError: If there is no pair, or a text is empty.
@@ -100,9 +101,15 @@ class QADataModule(LightningDataModule):
         pairs = [QAPair(*pair) for pair in pairs]
         if not pairs or not all(question and answer for question, answer in pairs):
             raise ValueError(f"pairs: expected at least one question and its answer, no text empty, got {pairs!r:.60}")
-        data = cls(template=template, end_symbol=True, prompt_to="answer")
+        recipe = recipe_for(pairs)
+        data = cls(
+            template=template or recipe.template,
+            end_symbol=True,
+            prompt_to="answer",
+            batch_size=recipe.batch_size,
+            noise=noise,
+        )
         data.taught = data._taught_of(pairs)
-        data.batch_size = recipe_for(data.taught).batch_size
         return data
 
     @cached_property

@@ -16,7 +16,7 @@ FOREIGN = (
     "Where can I park my car", "Tell me a joke about cats", "What is the capital of France?", "Bạn có người yêu chưa?",
     "Hôm nay trời có mưa không", "Giá vàng hôm nay bao nhiêu?", "Kể cho tôi nghe một câu chuyện vui",
     "Làm thế nào để giảm cân nhanh?", "¿Dónde está la biblioteca?", "Comment tu t'appelles ?", "Wie spät ist es?",
-    "Сколько стоит билет до Москвы?", "今天天气怎么样", "明日の予定は何ですか", "오늘 뭐 먹을까요?", "kje je najbližja lekarna",
+    "Сколько стоит билет до Москвы?", "今天天气怎么样", "明日の予定は何ですか", "오늘 뭐 먹을까요?",
 )  # fmt: skip
 
 

@@ -40,9 +40,7 @@ def fold(text: str) -> str:
 
 
 def _case(text: str, source: random.Random) -> str:
-    return source.choice([str.lower, str.lower, str.upper, str.swapcase])(text[:1]) + source.choice(
-        [str.lower, str.lower, str, str.upper]
-    )(text[1:])
+    return source.choice([str.lower, str.lower, str.upper, lambda text: text[:1].swapcase() + text[1:]])(text)
 
 
 def _punctuation(text: str, source: random.Random) -> str:

@@ -1,16 +1,19 @@
-"""A recipe for any file of pairs: sizes of the model, batches, learning rate and epochs, from the pairs themselves."""
+"""A recipe for any file of pairs: template, sizes of the model, batches, learning rate and epochs, from the pairs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.data.noise import SPARE
+from tinygpt_lightning.data.text import QAPair, Taught, Template
+from tinygpt_lightning.gpt.tokenizer import normalize
 
-HEAD = 16  # channels of a head: a question's characters are looked up by many heads better than by few
-WIDTHS = (64, 320)  # channels
-BATCHES = (4, 32)  # pairs
-STEPS = 20_000  # the most that training takes
+HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
+NARROWEST, WIDEST = 64, 256  # channels
+FEWEST, MOST = 4, 32  # pairs a batch
+CYCLE, BUDGET = 500, 16_000  # steps: until the learning rate has fallen to 0 for the first time; and in all
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,17 @@ class Recipe:
     """Settings that follow from the pairs.
 
     Args:
-        n_positions: Positions of the model: enough for the longest text.
+        template: The form of the texts: nothing but question and answer, the answers at one position.
+        n_positions: Positions of the model: enough for the longest text, and for a question with some characters more.
         n_embd: Width of the model.
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
         cycle: Epochs until the learning rate has fallen to 0 for the first time; each further cycle is twice as long.
-        epochs: The most epochs that training takes.
+        epochs: The most epochs that training takes, a whole number of cycles.
     """
 
+    template: str
     n_positions: int
     n_embd: int
     n_head: int
@@ -36,31 +41,34 @@ class Recipe:
     epochs: int
 
 
-def recipe_for(taught: Taught, spare: int = 0) -> Recipe:
-    """Work out the settings for pairs.
+def recipe_for(pairs: Sequence[QAPair]) -> Recipe:
+    r"""Work out the settings for pairs.
 
-    The width grows with the square root of the number of characters to be told apart, since a layer's weights grow
-    with its square.
+    The width grows with the square root of what is to be memorised, since a layer's weights grow with its square.
 
-    Args:
-        taught: The pairs.
-        spare: Positions beyond the longest text, for questions that are asked with more characters.
-
-    >>> recipe_for(Taught.of([("1 + 1", "2")], end_symbol=True)).n_embd
-    64
+    >>> recipe = recipe_for([QAPair("1 + 1", "2")])
+    >>> recipe.template, recipe.n_positions, recipe.n_embd
+    ('{question:13}\\n{answer}', 23, 64)
     """
-    pairs = len(taught.pairs)
-    characters = sum(len(pair.answer) + 1 for pair in taught.pairs)
-    width = max(12 * math.sqrt(pairs), math.sqrt(2 * characters))
-    n_embd = min(max(32 * math.ceil(width / 32), WIDTHS[0]), WIDTHS[1])
-    batch_size = min(max(pairs // 10, BATCHES[0]), BATCHES[1])
-    steps = math.ceil(pairs / batch_size)  # an epoch
+    lengths = sorted(len(normalize(pair.question)) for pair in pairs)
+    # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
+    usual = lengths[math.ceil(0.9 * len(lengths)) - 1] + SPARE
+    template = f"{{question:{usual}}}\n{{answer}}"
+    longest = Taught.of(pairs, Template(template), end_symbol=True).max_length
+    assert longest is not None  # noqa: S101  # there are pairs
+    memorised = sum(len(pair.answer) + 10 for pair in pairs)  # characters; a question is worth about ten
+    n_embd = min(max(32 * math.ceil((48 + math.sqrt(memorised)) / 32), NARROWEST), WIDEST)
+    batch_size = min(max(len(pairs) // 10, FEWEST), MOST)
+    steps = math.ceil(len(pairs) / batch_size)  # an epoch
+    cycle = max(10, CYCLE // steps)
+    cycles = max(1, int(math.log2(BUDGET / (cycle * steps) + 1)))
     return Recipe(
-        n_positions=(taught.max_length or 1) + spare,
+        template=template,
+        n_positions=longest + SPARE,
         n_embd=n_embd,
         n_head=n_embd // HEAD,
         batch_size=batch_size,
         lr=2e-3,
-        cycle=max(30, 300 // steps),
-        epochs=max(120, STEPS // steps),
+        cycle=cycle,
+        epochs=cycle * (2**cycles - 1),
     )
