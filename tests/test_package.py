@@ -6,6 +6,7 @@ import pytest
 import tinygpt_lightning
 
 PUBLIC = {
+    "Answer",
     "CharTokenizer",
     "CheckpointError",
     "ExactResume",

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from tinygpt_lightning.data.text import QAPair, Taught
+from tinygpt_lightning.description import describe, without_weights
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, generate
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError
-from tinygpt_lightning.trained import TrainedGPT, describe, load, save, without_weights
+from tinygpt_lightning.trained import TrainedGPT, load, save
 
 TAUGHT = Taught.of([QAPair()], prompt_to="question")
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
@@ -165,6 +166,32 @@ def test_several_threads_get_what_one_gets(file: Path) -> None:
     assert not trained.model.training
 
 
+def test_an_answer_is_known_where_the_question_is_like_the_taught_one(model: TinyGPT) -> None:
+    taught = replace(TAUGHT, known_from=0.8)
+    trained = TrainedGPT(model, CharTokenizer.from_text(SENTENCE), taught)
+    answer = QAPair().answer
+    assert trained.ask("Xin chào") == (answer, 1.0, True)
+    assert trained.judge("xin chao?", answer) == (answer, 1.0, True)
+    assert trained.judge("Bạn là ai", answer).known is False
+    assert trained.judge("Xin chào", "something else") == ("something else", 0.0, False)
+    assert trained.ask("Ω") == ("", 0.0, False)
+    assert trained.nearest("chào") == ["Xin chào"]
+    without = TrainedGPT(model, CharTokenizer.from_text(SENTENCE), TAUGHT)
+    assert without.judge("Bạn là ai", answer).known is True
+    with pytest.raises(UnknownCharacterError):
+        without.ask("Ω")
+
+
+def test_the_threshold_travels_in_the_checkpoint(model: TinyGPT, tmp_path: Path) -> None:
+    for known_from in (None, 0.75):
+        taught = replace(TAUGHT, known_from=known_from)
+        save(TrainedGPT(model, CharTokenizer.from_text(SENTENCE), taught), tmp_path / "a.ckpt")
+        assert load(tmp_path / "a.ckpt").taught.known_from == known_from
+    earlier = {name: value for name, value in described().items() if name != "known_from"}
+    write_checkpoint(checkpoint(model, tinygpt=earlier), tmp_path / "earlier.ckpt")
+    assert load(tmp_path / "earlier.ckpt").taught.known_from is None
+
+
 def test_the_prompt_comes_back_composed(file: Path) -> None:
     assert load(file).complete("Question: Xin cha\u0300o") == SENTENCE
 
@@ -224,6 +251,14 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "a length as truth": (
         {"tinygpt": {**described(), "max_length": True}},
         "max_length: expected 1 or more, or None, got True",
+    ),
+    "a threshold above 1": (
+        {"tinygpt": {**described(), "known_from": 1.5}},
+        "known_from: expected a number from 0 to 1",
+    ),
+    "a threshold as text": (
+        {"tinygpt": {**described(), "known_from": "1"}},
+        "known_from: expected a number from 0 to 1",
     ),
     "an unknown entry": ({"tinygpt": {**described(), "x": 1}}, "its tinygpt has an unknown entry 'x'"),
     "a missing entry": ({"tinygpt": {"vocab": {}}}, "its tinygpt lacks 'config'"),

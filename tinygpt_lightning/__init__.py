@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
     from tinygpt_lightning.gpt.tokenizer import CharTokenizer
     from tinygpt_lightning.module import TinyGPTModule
-    from tinygpt_lightning.trained import TrainedGPT, load, save
+    from tinygpt_lightning.trained import Answer, TrainedGPT, load, save
 
 __all__ = [
+    "Answer",
     "CharTokenizer",
     "CheckpointError",
     "ExactResume",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Answer": "trained",
     "CharTokenizer": "gpt.tokenizer",
     "CheckpointError": "gpt.checkpoint",
     "ExactResume": "callbacks.exact_resume",

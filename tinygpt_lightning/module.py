@@ -21,12 +21,13 @@ from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught
+from tinygpt_lightning.description import CHECKPOINT_KEY, describe, read_description, read_weights
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.metrics import PairMetrics
-from tinygpt_lightning.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
+from tinygpt_lightning.trained import TrainedGPT, load
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.description import read_description
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import link_whole, locked, remove_leftovers
-from tinygpt_lightning.trained import read_description
 
 RUN_VARIABLE = "TINYGPT_RUN"  # tells the other processes of a distributed fit which folder the first one made
 # What may change on a run's way, since it changes nothing that is computed: what is shown, logged and saved, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
+from tinygpt_lightning.data.likeness import threshold
 from tinygpt_lightning.data.noise import Noise, characters
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
 from tinygpt_lightning.data.recipe import recipe_for
@@ -109,7 +111,7 @@ class QADataModule(LightningDataModule):
             batch_size=recipe.batch_size,
             noise=noise,
         )
-        data.taught = data._taught_of(pairs)
+        data.taught = data._calibrated(data._taught_of(pairs))
         return data
 
     @cached_property
@@ -128,7 +130,7 @@ class QADataModule(LightningDataModule):
                     f"model.config.n_positions: expected {needed} or more for a text of {taught.max_length} symbols, "
                     f"got {self.n_positions}"
                 )
-            return taught
+            return self._calibrated(taught)
         file = read_pairs(self.path)
         mistakes = list(file.mistakes)
         if file.pairs:
@@ -139,7 +141,7 @@ class QADataModule(LightningDataModule):
         if mistakes:
             raise PairsError(self.path, mistakes)
         self.lines, self.repeated = file.lines, file.repeated
-        return taught
+        return self._calibrated(taught)
 
     @cached_property
     def tokenizer(self) -> CharTokenizer:
@@ -207,6 +209,12 @@ class QADataModule(LightningDataModule):
 
     def _taught_of(self, pairs: Sequence[QAPair]) -> Taught:
         return Taught.of(pairs, self.template, end_symbol=self.end_symbol, prompt_to=self.prompt_to)
+
+    def _calibrated(self, taught: Taught) -> Taught:
+        """Add the threshold to pairs whose questions are taught in variations."""
+        if not self.noise:
+            return taught
+        return dataclasses.replace(taught, known_from=threshold([pair.question for pair in taught.pairs]))
 
     def _too_long(self, taught: Taught) -> dict[int, int]:
         """Indices of the texts that are too long for the model, and the positions that each needs."""

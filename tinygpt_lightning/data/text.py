@@ -87,6 +87,7 @@ class Taught:
         template: The form of their texts.
         max_length: Symbols of the longest text, its end symbol included; None if unknown.
         prompt_to: Where the prompt of a taught pair ends: after its question, or before its answer.
+        known_from: From which likeness to a taught question on a question is answered; None if this is unknown.
 
     >>> taught = Taught.of([QAPair("1 + 1", "2"), QAPair("1 + 2", "3")], end_symbol=True)
     >>> taught.parts(taught.pairs[1])
@@ -99,6 +100,7 @@ class Taught:
     template: Template = Template()
     max_length: int | None = None
     prompt_to: Literal["question", "answer"] = "answer"
+    known_from: float | None = None
 
     @classmethod
     def of(

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.description import CHECKPOINT_KEY, describe
 from tinygpt_lightning.exchange.json_file import expect, read_json
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import PAD, CharTokenizer
-from tinygpt_lightning.trained import CHECKPOINT_KEY, TrainedGPT, describe
+from tinygpt_lightning.trained import TrainedGPT
 
 CONFIG = "config.json"
 # Fields that have the same name and meaning in both, and what their absence means to Hugging Face.

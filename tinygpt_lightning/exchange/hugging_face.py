@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tinygpt_lightning.description import state_of
 from tinygpt_lightning.exchange.config_json import CONFIG, config_json, generation_config_json, read_config
 from tinygpt_lightning.exchange.tokenizer_json import TOKENIZER, read_vocab, tokenizer_config_json, tokenizer_json
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import write_whole
-from tinygpt_lightning.trained import TrainedGPT, network_of, state_of
+from tinygpt_lightning.trained import TrainedGPT, network_of
 
 WEIGHTS = "model.safetensors"
 FILES = {CONFIG, WEIGHTS, TOKENIZER, "tokenizer_config.json", "generation_config.json"}
