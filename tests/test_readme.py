@@ -15,8 +15,7 @@ import yaml
 from conftest import Command
 
 from tinygpt_lightning import read_checkpoint
-from tinygpt_lightning.commands import exchange
-from tinygpt_lightning.commands.chat import command as chat_command
+from tinygpt_lightning.commands import chat, exchange
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinygpt_lightning"
@@ -40,7 +39,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 15
 
 
-PARSERS = {"chat": chat_command.parser, "export": exchange.export_parser, "import": exchange.import_parser}
+PARSERS = {"chat": chat.parser, "export": exchange.export_parser, "import": exchange.import_parser}
 
 
 @pytest.mark.parametrize("text", COMMANDS)

@@ -1,4 +1,4 @@
-"""A one-block GPT-2 that learns one sentence in stages, on PyTorch Lightning."""
+"""A one-block GPT-2 that memorises one sentence in stages, on PyTorch Lightning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tinygpt_lightning.gpt.tokenizer import CharTokenizer
     from tinygpt_lightning.module import TinyGPTModule
     from tinygpt_lightning.trained import Answer, TrainedGPT, load, save
+
+__version__ = "0.2.0"
 
 __all__ = [
     "Answer",
@@ -63,7 +65,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    # On first use, so that tokenizer and model come without Lightning and its seconds of start-up.
+    # On first use, so that tokenizer and model are imported without Lightning and its seconds of start-up.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,19 +1,24 @@
-"""The table of commands: what each does, and where it is."""
+"""The table of commands, and the parser of those that need no Lightning."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from argparse import ArgumentParser
+from typing import NamedTuple, NoReturn
+
+from typing_extensions import override
+
+from tinygpt_lightning.commands.errors import fail
 
 PROGRAM = "python -m tinygpt_lightning"
 
 
 class Command(NamedTuple):
-    """A command, by name: whoever asks for one loads no libraries of another.
+    """A command, given by name so that the table imports no command's libraries.
 
     Args:
-        summary: What it does, for ``--help``.
-        module: Where it is.
-        function: Its name there; it takes what was typed behind the command.
+        summary: One sentence for ``--help``.
+        module: The module below this package.
+        function: The function in it; it takes the arguments after the command.
     """
 
     summary: str
@@ -22,33 +27,40 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("Train in stages, and show what was learnt.", "tinygpt_lightning.commands.fit", "fit"),
+    "fit": Command("Train in stages, and show the result.", "commands.fit", "fit"),
     "validate": Command(
-        "Measure what a trained model knows by heart, and show what it says instead of the rest.",
-        "tinygpt_lightning.commands.evaluate",
+        "Measure which pairs a trained model gives back exactly, and show its text for the others.",
+        "commands.validate",
         "validate",
     ),
     "predict": Command(
-        "Continue prompts with a trained model: the texts go to stdout, and nothing else does.",
-        "tinygpt_lightning.commands.evaluate",
-        "predict",
+        "Continue prompts with a trained model; stdout gets the texts and nothing else.", "commands.predict", "predict"
     ),
     "chat": Command(
-        "Ask a trained network questions, and see how sure it is of each character.",
-        "tinygpt_lightning.commands.chat.command",
-        "chat",
+        "Ask a trained model questions, and see how sure it is of each character.", "commands.chat", "chat"
     ),
-    "export": Command(
-        "Write a trained network as Hugging Face's programs read it.", "tinygpt_lightning.commands.exchange", "export"
-    ),
+    "export": Command("Write a trained model in Hugging Face's form.", "commands.exchange", "export"),
     "import": Command(
-        "Make a checkpoint of a network from Hugging Face's folder, or the original project's.",
-        "tinygpt_lightning.commands.exchange",
+        "Make a checkpoint of a model from Hugging Face's folder, or the original project's.",
+        "commands.exchange",
         "import_",
     ),
     "study": Command(
-        "Run an experiment: many runs that differ in one thing, and a report on what it does.",
-        "tinygpt_lightning.study.command",
-        "study",
+        "Run an experiment: many runs that differ in one thing, and a report on its effect.", "study.command", "study"
     ),
 }
+
+
+class Arguments(ArgumentParser):
+    """The options of a command; a mistake is reported in one line.
+
+    Args:
+        command: Its name.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"{PROGRAM} {command}", description=COMMANDS[command].summary, allow_abbrev=False)
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        fail(message, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import PAIRS, learnt, untrained
 
-from tinygpt_lightning.commands.chat.reply import Reply
+from tinygpt_lightning.commands.chat import Reply
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.tokenizer import UnknownCharacterError
 from tinygpt_lightning.trained import TrainedGPT

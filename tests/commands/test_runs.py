@@ -12,8 +12,8 @@ import pytest
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.run import Run, configured_root, list_runs, new_run, newest_of_all, runs_folder
-from tinygpt_lightning.commands.run_files import RunFiles
+from tinygpt_lightning.commands.resume import RunFiles
+from tinygpt_lightning.commands.runs import Run, configured_root, list_runs, new_run, newest_of_all, runs_folder
 
 
 def test_runs_are_numbered_and_listed_in_order(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from networks import learnt
 
-from tinygpt_lightning.commands.chat.display import Display
-from tinygpt_lightning.commands.chat.session import Session
+from tinygpt_lightning.commands.chat import Session
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.trained import TrainedGPT
 
@@ -18,7 +17,7 @@ def network() -> TrainedGPT:
 
 @pytest.fixture
 def session(network: TrainedGPT, capsys: pytest.CaptureFixture[str]) -> Session:
-    return Session(network, Display(is_terminal=False))
+    return Session(network, is_terminal=False)
 
 
 def test_questions_are_answered_in_any_script_and_form(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +128,7 @@ def test_quit_ends_it(session: Session) -> None:
 
 
 def test_help_lists_every_command_and_setting(network: TrainedGPT, capsys: pytest.CaptureFixture[str]) -> None:
-    session = Session(TrainedGPT(network.model, network.tokenizer), Display(is_terminal=False))
+    session = Session(TrainedGPT(network.model, network.tokenizer), is_terminal=False)
     assert session.take("/help")
     out = capsys.readouterr().out
     for name in ("/top", "/look N", "/quit", "/temperature N", "/top_k N", "/top_p N", "/seed N", "/max_length N"):

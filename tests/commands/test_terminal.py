@@ -6,11 +6,12 @@ import io
 
 import pytest
 import torch
+from networks import untrained
 from rich.cells import cell_len
 from rich.console import Console
 
-from tinygpt_lightning.commands.chat.display import Display, look_rows, shaded
-from tinygpt_lightning.commands.chat.reply import Symbol
+from tinygpt_lightning.commands.chat import Session, Symbol
+from tinygpt_lightning.commands.terminal import look_rows, shaded
 
 
 def test_the_surest_has_no_shade_and_the_others_have_more_the_less_sure_they_are() -> None:
@@ -48,7 +49,7 @@ def test_a_head_is_dark_where_it_looks() -> None:
 @pytest.mark.parametrize("character", ["\x1b", "\a", "\b", "\r"])
 def test_no_answer_commands_the_terminal_and_a_pipe_gets_what_was_said(character: str) -> None:
     for is_terminal, expected in ((True, "�"), (False, character)):
-        display = Display(is_terminal=is_terminal)
-        display.console = Console(file=io.StringIO(newline=""), force_terminal=is_terminal)
-        display.write(Symbol(character, 1.0, ()))
-        assert display.console.file.getvalue() == expected  # type: ignore[attr-defined]
+        session = Session(untrained(), is_terminal=is_terminal)
+        session.console = Console(file=io.StringIO(newline=""), force_terminal=is_terminal)
+        session.write(Symbol(character, 1.0, ()))
+        assert session.console.file.getvalue() == expected  # type: ignore[attr-defined]

@@ -109,7 +109,7 @@ def test_no_trainer_is_loaded(checkpoint: Path) -> None:
         [sys.executable, "-c", program], input="Xin chào\n/top\n/look\n", capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert {"torch", "tinygpt_lightning.commands.chat.session"} <= loaded
+    assert {"torch", "tinygpt_lightning.commands.chat"} <= loaded
     # The compiler is as slow to load as all the rest.
     absent = {"lightning", "pytorch_lightning", "torchmetrics", "jsonargparse", "tensorboard", "torch._dynamo", "scipy"}
     assert not loaded & absent
@@ -150,7 +150,7 @@ def test_the_folder_of_a_configurations_runs_is_read_from_it(home: Path, typed: 
     [
         ((), "no finished run in checkpoints: expected --ckpt_path FILE, or --config FILE, got neither"),
         (("--ckpt_path", "none.ckpt"), "none.ckpt: cannot be read: No such file or directory"),
-        (("--ckpt_path", "small.yaml"), "small.yaml: is no checkpoint"),
+        (("--ckpt_path", "small.yaml"), "small.yaml: expected a file"),
         (("--config", "none.yaml"), "none.yaml: No such file or directory"),
         (("--config", "broken.yaml"), "broken.yaml: expected YAML"),
         (("--ckpt", "none.ckpt"), "unrecognized arguments: --ckpt none.ckpt"),
@@ -168,4 +168,4 @@ def test_a_mistake_is_said_in_a_line(
 
 def test_somebody_has_to_ask(checkpoint: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    assert command("chat", "--ckpt_path", checkpoint).err == "error: stdin: expected questions, got a closed one\n"
+    assert command("chat", "--ckpt_path", checkpoint).err == "error: stdin is closed; expected questions\n"

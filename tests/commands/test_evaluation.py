@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -35,6 +36,31 @@ def test_a_run_is_named_by_its_folder(trained: Path, home: Path, command: Comman
     folder = trained / "checkpoints/small/version_0"
     assert command("predict", "--ckpt_path", folder) == (0, SENTENCE + "\n", "")
     assert command("validate", "--ckpt_path", folder).code == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "stages: [1]\n",
+        "stages: [{epochs: 1}]\nmodel: {class_path: Other}\ndata: null\n",
+        "trainer: {max_epochs: 3}\nmodel: {hidden: 5}\n",
+        "- a list\n",
+        "{",
+        "!!python/object:os.system []\n",
+        b"\xff\xfe",
+    ],
+)
+@pytest.mark.parametrize("verb", ["predict", "validate"])
+def test_a_checkpoint_suffices_whatever_lies_beside_it(
+    trained: Path, home: Path, command: Command, config: str | bytes, verb: str
+) -> None:
+    shutil.copy(trained / "checkpoints/small/version_0/last.ckpt", home / "m.ckpt")
+    (home / "config.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
+    result = command(verb, "--ckpt_path", "m.ckpt")
+    assert result.code == 0
+    assert result.out == SENTENCE + "\n" if verb == "predict" else "val/exact_match        1\n" in result.out
+    assert result.err.startswith("warning: config.yaml: ")
+    assert result.err.count("\n") == 1
 
 
 def test_threads_are_as_many_as_asked_for(in_trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +114,6 @@ def test_a_reader_who_has_seen_enough_is_no_failure(trained: Path) -> None:
 def test_a_closed_stdout_is_refused_and_a_closed_stderr_is_not(trained: Path) -> None:
     result = shell("PREDICT >&-", trained)
     assert result.returncode == 2
-    assert result.stderr == "error: stdout: expected a place for the results, got a closed one\n"
+    assert result.stderr == "error: stdout is closed; expected a place for the results\n"
     result = shell("PREDICT 2>&-", trained)
     assert (result.returncode, result.stdout) == (0, SENTENCE + "\n")
