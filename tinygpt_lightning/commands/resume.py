@@ -50,14 +50,25 @@ class OpenRun:
     settings: Settings
     checkpoint: Path | None
 
+    @property
+    def pairs(self) -> Path | None:
+        """The checkpoint to take the pairs from, where their file is not there: in another folder, for example."""
+        path = self.settings.config.data.path
+        return self.checkpoint if self._is_resumed and path is not None and not Path(path).exists() else None
+
+    @property
+    def _is_resumed(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.parent == self.run.path
+
     def check_pairs(self, data: QADataModule) -> None:
         """Refuse to resume a run if its file of pairs has changed.
 
         Raises:
             UsageError: The message names the first pair that differs.
         """
-        if self.checkpoint is None or self.checkpoint.parent != self.run.path:
+        if not self._is_resumed or self.pairs:
             return
+        assert self.checkpoint is not None  # noqa: S101
         begun = read_description(read_state(self.checkpoint), self.checkpoint)[2].pairs
         for number, (before, now) in enumerate(zip_longest(begun, data.taught.pairs), 1):
             if before != now:

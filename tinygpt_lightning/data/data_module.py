@@ -17,6 +17,8 @@ from tinygpt_lightning.data.noise import Noise, characters
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
+from tinygpt_lightning.description import read_description
+from tinygpt_lightning.gpt.checkpoint import read_state
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 from tinygpt_lightning.trained import TrainedGPT
 
@@ -31,7 +33,8 @@ class QADataModule(LightningDataModule):
         answer: The answer to it.
         path: A file of pairs, instead of the single one: .jsonl with an object a line, .json with an array of
             objects, .csv or .tsv with a header; each has a ``question`` and an ``answer``. ``validate`` then judges by
-            this file instead of the run's pairs, and ``predict`` asks its questions.
+            this file instead of the run's pairs, and ``predict`` asks its questions. Of a checkpoint .ckpt, the pairs
+            that it was taught.
         template: The form of the texts, with {question} and {answer} where they belong; ``predict`` and
             ``validate`` take it from the checkpoint.
         end_symbol: Whether each text ends with a symbol that stops generation; None means yes with a ``path``, and
@@ -131,6 +134,9 @@ class QADataModule(LightningDataModule):
                     f"got {self.n_positions}"
                 )
             return self._calibrated(taught)
+        if self.path.endswith(".ckpt"):
+            _, _, taught = read_description(read_state(self.path), self.path)
+            return self._calibrated(self._taught_of(taught.pairs))
         file = read_pairs(self.path)
         mistakes = list(file.mistakes)
         if file.pairs:

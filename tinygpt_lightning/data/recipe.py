@@ -13,7 +13,8 @@ from tinygpt_lightning.gpt.tokenizer import normalize
 HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
 NARROWEST, WIDEST = 64, 256  # channels
 FEWEST, MOST = 4, 32  # pairs a batch
-CYCLE, BUDGET = 500, 16_000  # steps: until the learning rate has fallen to 0 for the first time; and in all
+BUDGET = 16_000  # steps that training takes at most
+SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls to 0 when all is exact
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Recipe:
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
-        cycle: Epochs until the learning rate has fallen to 0 for the first time; each further cycle is twice as long.
-        epochs: The most epochs that training takes, a whole number of cycles.
+        epochs: The most epochs until all pairs are exact.
+        settle: Epochs after that, in which the learning rate falls to 0.
     """
 
     template: str
@@ -37,14 +38,18 @@ class Recipe:
     n_head: int
     batch_size: int
     lr: float
-    cycle: int
     epochs: int
+    settle: int
 
 
-def recipe_for(pairs: Sequence[QAPair]) -> Recipe:
+def recipe_for(pairs: Sequence[QAPair], noise: int = 0) -> Recipe:
     r"""Work out the settings for pairs.
 
     The width grows with the square root of what is to be memorised, since a layer's weights grow with its square.
+
+    Args:
+        pairs: The pairs.
+        noise: Variations of each question in an epoch.
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
@@ -60,8 +65,6 @@ def recipe_for(pairs: Sequence[QAPair]) -> Recipe:
     n_embd = min(max(32 * math.ceil((48 + math.sqrt(memorised)) / 32), NARROWEST), WIDEST)
     batch_size = min(max(len(pairs) // 10, FEWEST), MOST)
     steps = math.ceil(len(pairs) / batch_size)  # an epoch
-    cycle = max(10, CYCLE // steps)
-    cycles = max(1, int(math.log2(BUDGET / (cycle * steps) + 1)))
     return Recipe(
         template=template,
         n_positions=longest + SPARE,
@@ -69,6 +72,6 @@ def recipe_for(pairs: Sequence[QAPair]) -> Recipe:
         n_head=n_embd // HEAD,
         batch_size=batch_size,
         lr=2e-3,
-        cycle=cycle,
-        epochs=cycle * (2**cycles - 1),
+        epochs=math.ceil(BUDGET / steps),
+        settle=math.ceil((SETTLE_NOISE if noise else SETTLE) / steps),
     )
