@@ -15,8 +15,7 @@ import yaml
 from conftest import Command
 
 from tinygpt_lightning import read_checkpoint
-from tinygpt_lightning.commands import exchange
-from tinygpt_lightning.commands.chat import command as chat_command
+from tinygpt_lightning.commands import chat, exchange
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinygpt_lightning"
@@ -40,7 +39,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 15
 
 
-PARSERS = {"chat": chat_command.parser, "export": exchange.export_parser, "import": exchange.import_parser}
+PARSERS = {"chat": chat.parser, "export": exchange.export_parser, "import": exchange.import_parser}
 
 
 @pytest.mark.parametrize("text", COMMANDS)
@@ -99,6 +98,15 @@ def test_the_example_of_stages_runs_and_resumes(tmp_path: Path) -> None:
         files[-1].unlink()
     assert ends[0]["epoch"] < 100
     assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
+
+
+def test_the_example_of_pairs_in_python_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", TEXTS["configs/README.md"], flags=re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) <= 6
+    command = [sys.executable, "-W", "ignore", "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "A unit of information"
 
 
 def test_the_python_session_is_what_python_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.commands import attention_picture
-from tinygpt_lightning.commands.attention_picture import BRIGHT, CELL, DARK, tile_heads
+from tinygpt_lightning.commands import tensorboard
+from tinygpt_lightning.commands.tensorboard import BRIGHT, CELL, DARK, tile_heads
 
 
 def picture_of(weights: Tensor, symbols: Sequence[str], columns: int = 1) -> Tensor:
@@ -49,13 +49,13 @@ def test_each_character_stands_above_its_column_and_left_of_its_row() -> None:
 
 @pytest.mark.parametrize("symbol", ["à", "你", "س", "\u200d", "\u0301", "\x1b", "<unk>", "\U0010fffd"])
 def test_what_no_font_knows_is_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch, symbol: str) -> None:
-    monkeypatch.setattr(attention_picture, "FONTS", ())
-    for remembered in (attention_picture._fonts, attention_picture._drawn):
+    monkeypatch.setattr(tensorboard, "FONTS", ())
+    for remembered in (tensorboard._fonts, tensorboard._letter):
         remembered.cache_clear()
     picture = picture_of(torch.zeros(1, 1, 1), [symbol])
     assert picture[0, :CELL, CELL:].min() < 200
-    assert len(attention_picture._fonts()) == 1
-    for remembered in (attention_picture._fonts, attention_picture._drawn):
+    assert len(tensorboard._fonts()) == 1
+    for remembered in (tensorboard._fonts, tensorboard._letter):
         remembered.cache_clear()
 
 

@@ -46,7 +46,7 @@ def test_a_run_goes_out_and_comes_back_as_it_was(trained: Path, home: Path, comm
     assert result == (
         2,
         "",
-        "error: back.ckpt: expected a checkpoint of a fit, to go on with, got one of weights alone\n",
+        "error: back.ckpt: expected a checkpoint of a fit, to continue from, got one of weights alone\n",
     )
 
 
@@ -132,9 +132,9 @@ def test_without_the_extra_it_is_said_how_to_get_it(
 ) -> None:
     assert command("export", "--ckpt_path", "a.ckpt", "--output", "out").code == 0
     find = importlib.util.find_spec
-    missing = ("safetensors", "tokenizers")
+    missing = ("safetensors", "transformers")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
     for args in (("export", "--ckpt_path", "a.ckpt", "--output", "b"), ("import", "--from", "out", "--output", "b")):
         assert command(*args) == (
-            2, "", f"error: {args[0]} needs safetensors and tokenizers: pip install 'tinygpt_lightning[export]'\n",
+            2, "", f"error: {args[0]} needs {' and '.join(missing)}: pip install -e '.[export]'\n",
         )  # fmt: skip

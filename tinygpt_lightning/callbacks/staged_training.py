@@ -109,6 +109,11 @@ class StagedTraining(Callback):
         """One key for all subclasses: each resumes what another one began."""
         return StagedTraining.__qualname__
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all stages are over."""
+        return self.position.is_over and self.position.index + 1 == len(self.stages)
+
     def _hook(self, instance: object, method: str, hook: Callable[[Any], None]) -> None:
         self._hooks.enter_context(then(instance, method, hook))
 
@@ -296,7 +301,7 @@ class StagedTraining(Callback):
 
     def _end_run(self, trainer: Trainer) -> None:
         """End the run if the last stage is over in the middle of an epoch; Lightning then ends that epoch."""
-        if self.position.is_over and self._is_saved and self.position.index + 1 == len(self.stages):
+        if self.is_finished and self._is_saved:
             end_epoch_at_once(trainer)
 
     def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:

@@ -1,20 +1,18 @@
-"""``export`` and ``import``: trained networks in the files of others, and back."""
+"""``export`` and ``import``: a trained model to Hugging Face's form, and back to a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinygpt_lightning.commands.arguments import Arguments
 from tinygpt_lightning.commands.errors import UsageError, need
-from tinygpt_lightning.exchange.config_json import CONFIG
-from tinygpt_lightning.exchange.hugging_face import FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.commands.hugging_face import CONFIG, FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.gpt.files import whole_folder
 from tinygpt_lightning.original import VOCABULARY, WEIGHTS, read_original
 from tinygpt_lightning.trained import TrainedGPT, load, save
 
-LIBRARIES = ("safetensors", "tokenizers")
-INSTALL = "pip install 'tinygpt_lightning[export]'"
+LIBRARIES = ("safetensors", "tokenizers", "transformers")
 
 
 def export_parser() -> Arguments:
@@ -36,23 +34,23 @@ def import_parser() -> Arguments:
         metavar="FOLDER",
         type=Path,
         required=True,
-        help=f"Hugging Face's folder ({CONFIG} and its like) or the original's ({WEIGHTS} and {VOCABULARY}).",
+        help=f"Hugging Face's folder ({CONFIG} and its other files) or the original's ({WEIGHTS} and {VOCABULARY}).",
     )
     options.add_argument("--output", metavar="FILE", type=Path, required=True, help="The checkpoint to write.")
     return options
 
 
 def export(args: Sequence[str]) -> None:
-    """Write a network's folder, whole or not at all.
+    """Write a model's folder, whole or not at all.
 
     Args:
-        args: What was typed behind ``export``.
+        args: The arguments after ``export``.
 
     Raises:
-        UsageError: If Hugging Face's GPT-2 cannot be this network, or the folder is somebody else's.
+        UsageError: If GPT-2 in transformers cannot express the model, or the folder holds other files.
     """
     options = export_parser().parse_args(args)
-    need("export", LIBRARIES, INSTALL)
+    need("export", LIBRARIES, "export")
     folder = options.output.resolve()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {options.output}: expected a folder, got a file")
@@ -60,10 +58,10 @@ def export(args: Sequence[str]) -> None:
         raise UsageError(
             f"--output {options.output}: expected a new folder or an earlier export, got one that holds {others[0]!r}"
         )
-    network = load(options.ckpt_path)
+    trained = load(options.ckpt_path)
     with whole_folder(folder) as unfinished:
         try:
-            write_hugging_face(network, unfinished)
+            write_hugging_face(trained, unfinished)
         except ValueError as error:
             raise UsageError(f"{options.ckpt_path}: cannot be expressed: {error}") from None
 
@@ -72,10 +70,10 @@ def import_(args: Sequence[str]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
-        args: What was typed behind ``import``.
+        args: The arguments after ``import``.
 
     Raises:
-        UsageError: If there is no network in the folder, or the output is no place for a file.
+        UsageError: If the folder holds no model, or the output cannot be a file.
     """
     options = import_parser().parse_args(args)
     output = options.output.resolve()
@@ -88,7 +86,7 @@ def import_(args: Sequence[str]) -> None:
 
 def _read(folder: Path) -> TrainedGPT:
     if (folder / CONFIG).exists():
-        need("import", LIBRARIES, INSTALL)
+        need("import", LIBRARIES, "export")
         return read_hugging_face(folder)
     if (folder / WEIGHTS).exists():
         return read_original(folder)

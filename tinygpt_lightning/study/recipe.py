@@ -18,15 +18,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinygpt_lightning.callbacks.stages import Stage
-from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.parser import Parser, shorten
+from tinygpt_lightning.commands.errors import UsageError, shorten
+from tinygpt_lightning.commands.settings import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.description import without_weights
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.trained import without_weights
 
 SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determine a run
 # The replicates are one stack of parameters: only an elementwise optimizer over it equals one for each replicate.
@@ -168,7 +168,7 @@ class RecipeParser(Parser):
         )
 
     def plain(self, settings: Any) -> dict[str, Any]:
-        """Parsed settings as plain values, without steps and without the vocabulary's size, which follows from the data."""
+        """Parsed settings as plain values, without steps and the vocabulary's size, which follows from the data."""
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
         del everything["model"]["config"]["vocab_size"]
         for stage in everything["stages"]:
