@@ -10,12 +10,14 @@ import pytest
 import tinygpt_lightning
 
 PUBLIC = {
+    "Answer",
     "CharTokenizer",
     "CheckpointError",
     "ExactResume",
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "QAPair",
     "SafeCheckpointIO",
     "Snapshots",
     "Stage",
@@ -27,6 +29,7 @@ PUBLIC = {
     "generate",
     "load",
     "read_checkpoint",
+    "save",
 }
 
 

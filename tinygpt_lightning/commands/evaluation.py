@@ -41,10 +41,9 @@ def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
     begun = _settings_beside(run)
     loss_on = begun["model"].get("loss_on", "all") if begun else settings.plain["model"]["loss_on"]
     module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=loss_on)
-    # The run's own file of pairs need not be read: its pairs are in the checkpoint, as they were taught.
+    # The pairs are in the checkpoint, as they were taught: only who types a file means that file.
     typed = any(arg.partition("=")[0] in PAIR_FLAGS for arg in settings.args)
-    is_own = settings.config.data.path in (None, begun and begun["data"].get("path"))
-    objects.data.adopt(module.trained, pairs=is_own and not typed)
+    objects.data.adopt(module.trained, pairs=not typed)
     return objects, module
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -21,16 +22,21 @@ from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
-from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.errors import UsageError, fail, say
 from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import StageProgress
+from tinygpt_lightning.commands.recipe import with_recipe
 from tinygpt_lightning.commands.resume import OpenRun, RunFiles, open_run, resume_command
+from tinygpt_lightning.commands.runs import BEST, keep_best
 from tinygpt_lightning.commands.settings import Settings, as_list, lightning_errors
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
+from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.original import OriginalStages
 from tinygpt_lightning.trained import load
+
+MAX_SHOWN = 20  # pairs
 
 
 @lightning_errors()
@@ -41,8 +47,11 @@ def fit(args: Sequence[str]) -> None:
         args: The arguments after ``fit``.
     """
     keep_freed_memory()
-    with open_run(Settings("fit", args)) as opened:
-        objects = opened.settings.instantiate()
+    settings = Settings("fit", args)
+    if settings.config.auto:
+        settings = with_recipe(settings)
+    with open_run(settings) as opened:
+        objects = opened.settings.instantiate(pairs=opened.pairs)
         _check_optimizer(objects)
         _check_averaging(objects)
         opened.check_pairs(objects.data)
@@ -126,7 +135,9 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
         say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
         return
     if trainer.current_epoch == trainer.max_epochs:
-        _print_result(run.stage(len(config.stages)), run.path)
+        wrong = _print_result(keep_best(run, len(config.stages)), run.path)
+        if config.auto and wrong:
+            _fail_for(wrong)
         return
     reason, changes = _ending(opened.settings, trainer, stop)
     if not run.last.exists():
@@ -158,18 +169,35 @@ def _without(kind: type[Callback], settings: Settings) -> list[str]:
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 
 
-def _print_result(checkpoint: Path, run: Path) -> None:
-    """Print what the model that is read back from its checkpoint gives back, and where to look further."""
+def _fail_for(wrong: Sequence[QAPair]) -> NoReturn:
+    """Name the pairs that are not exact though the recipe's epochs are over."""
+    more = (
+        f"\nand {len(wrong) - MAX_SHOWN} more, which `validate --output FILE` writes" if len(wrong) > MAX_SHOWN else ""
+    )
+    shown = "".join(f"\n  {' → '.join(pair)!r:.120}" for pair in wrong[:MAX_SHOWN])
+    fail(f"not exact yet: {len(wrong)} pairs; a larger model.config.n_embd or more epochs may do{shown}{more}", 1)
+
+
+def _print_result(checkpoint: Path, run: Path) -> list[QAPair]:
+    """Print what the model that is read back from its checkpoint gives back, and where to look further.
+
+    Returns:
+        The pairs that are not exact.
+    """
     trained = load(checkpoint)
     taught = trained.taught
+    exact = trained.knows(taught.pairs)
+    if checkpoint.name == BEST:
+        say(f"the last stage ended worse than an earlier one; {checkpoint} is the best one, which predict and chat use")
     if len(taught.pairs) == 1:
         text = trained.complete(taught.prompts[0])
         indented = text.replace("\n", "\n           ")
         print(f"prompt     {taught.prompts[0]}")
         print(f"generated  {indented}")
-        print(f"exact      {'yes' if text == taught.text(taught.pairs[0]) else 'no'}")
+        print(f"exact      {'yes' if exact[0] else 'no'}")
     else:
         print(f"pairs      {len(taught.pairs)}")
-        print(f"exact      {sum(trained.knows(taught.pairs))}")
+        print(f"exact      {sum(exact)}")
     print(f"run        {run}")
     print(f"look       tensorboard --logdir {run.parent.parent}")
+    return [pair for pair, is_exact in zip(taught.pairs, exact, strict=True) if not is_exact]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.description import CHECKPOINT_KEY, describe, state_of
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import EOS, PAD, SPECIALS, UNK, CharTokenizer
-from tinygpt_lightning.trained import CHECKPOINT_KEY, TrainedGPT, describe, network_of, state_of
+from tinygpt_lightning.trained import TrainedGPT, network_of
 
 if TYPE_CHECKING:
     from transformers import GPT2Config

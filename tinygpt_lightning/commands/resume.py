@@ -28,10 +28,10 @@ from tinygpt_lightning.commands.settings import Settings, decisive
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.description import read_description
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import link_whole, locked, remove_leftovers, write_whole
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.trained import read_description
 
 RUN_VARIABLE = "TINYGPT_RUN"  # the run's folder, for the other processes of a distributed fit
 
@@ -50,14 +50,25 @@ class OpenRun:
     settings: Settings
     checkpoint: Path | None
 
+    @property
+    def pairs(self) -> Path | None:
+        """The checkpoint to take the pairs from, where their file is not there: in another folder, for example."""
+        path = self.settings.config.data.path
+        return self.checkpoint if self._is_resumed and path is not None and not Path(path).exists() else None
+
+    @property
+    def _is_resumed(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.parent == self.run.path
+
     def check_pairs(self, data: QADataModule) -> None:
         """Refuse to resume a run if its file of pairs has changed.
 
         Raises:
             UsageError: The message names the first pair that differs.
         """
-        if self.checkpoint is None or self.checkpoint.parent != self.run.path:
+        if not self._is_resumed or self.pairs:
             return
+        assert self.checkpoint is not None  # noqa: S101
         begun = read_description(read_state(self.checkpoint), self.checkpoint)[2].pairs
         for number, (before, now) in enumerate(zip_longest(begun, data.taught.pairs), 1):
             if before != now:

@@ -14,9 +14,11 @@ import yaml
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
-from tinygpt_lightning.trained import LAST
+from tinygpt_lightning.gpt.files import link_whole
+from tinygpt_lightning.trained import LAST, load
 
 RUNS = "checkpoints"  # the default folder of all runs
+BEST = "best.ckpt"  # of a run that ended worse than an earlier stage
 FILES_KEY = "RunFiles"  # the state of the callback of that name in a checkpoint
 
 
@@ -74,7 +76,15 @@ class Run:
 
         A time limit, for example, ends a run early; a signal interrupts it, so that it has not ended.
         """
-        return self._end() or (self.last if self._ended_early() else None)
+        end = self._end()
+        if end and self.best.exists():
+            return self.best
+        return end or (self.last if self._ended_early() else None)
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best stage, where the last one ended worse."""
+        return self.path / BEST
 
     def _end(self, stages: int | None = None) -> Path | None:
         if not self.config.is_file():
@@ -87,6 +97,32 @@ class Run:
             return bool(read_state(self.last)["callbacks"][FILES_KEY]["ended_early"])
         except (CheckpointError, KeyError):
             return False
+
+
+def keep_best(run: Run, stages: int) -> Path:
+    """Compare the stages of a run that has ended, so that a good model is not lost behind a worse one.
+
+    Args:
+        run: The run.
+        stages: How many stages it has.
+
+    Returns:
+        The last stage's checkpoint; or, if an earlier one has more exact pairs, `Run.best`, which is that one.
+    """
+    checkpoints = [run.stage(number) for number in range(stages, 0, -1) if run.stage(number).exists()]
+    best, most = checkpoints[0], -1
+    for checkpoint in checkpoints:
+        trained = load(checkpoint)
+        exact = sum(trained.knows(trained.taught.pairs))
+        if exact > most:
+            best, most = checkpoint, exact
+        if most == len(trained.taught.pairs):
+            break
+    run.best.unlink(missing_ok=True)
+    if best == checkpoints[0]:
+        return best
+    link_whole(best, run.best)
+    return run.best
 
 
 def list_runs(folder: Path) -> list[Run]:

@@ -56,9 +56,10 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
 }
 
 # Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
-# the end of the run. All others must stay.
+# the end of the run. All others must stay. Instead of the path to the pairs, the pairs themselves are compared.
 FREE_SETTINGS = (
-    "data.prompts", "data.questions", "generation", "save_every_n_seconds", "snapshots", "trainer.default_root_dir",
+    "data.path", "data.prompts", "data.questions", "generation", "save_every_n_seconds", "snapshots",
+    "trainer.default_root_dir",
     "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
     "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
@@ -111,12 +112,15 @@ class Settings(LightningCLI):
         command: fit, validate or predict.
         args: The arguments after it.
         base: A file of settings that the arguments override.
+        defaults: A file of settings that the arguments and all their configurations override.
 
     Raises:
         UsageError: If a setting is wrong.
     """
 
-    def __init__(self, command: str, args: Sequence[str], base: Path | None = None) -> None:
+    def __init__(
+        self, command: str, args: Sequence[str], base: Path | None = None, defaults: Path | None = None
+    ) -> None:
         self.command = command
         self.args = list(args)
         super().__init__(
@@ -130,6 +134,7 @@ class Settings(LightningCLI):
                 "prog": f"{PROGRAM} {command}",
                 "description": COMMANDS[command].summary,
                 "usage": f"{PROGRAM} {command} [options]",
+                "default_config_files": [str(defaults)] if defaults else [],
             },
             auto_configure_optimizers=False,  # it would make one optimizer and return it for every stage
             load_from_checkpoint_support=False,  # the module reads its checkpoints itself
@@ -145,6 +150,13 @@ class Settings(LightningCLI):
         """Add the settings that are not the model's, the data's or the trainer's."""
         one_stage = [Namespace(dataclasses.asdict(Stage(epochs=30)))]  # type: ignore[no-untyped-call]
         parser.add_argument("--stages", type=list[Stage], default=one_stage, help="The stages, in order.")
+        parser.add_argument(
+            "--auto",
+            type=bool,
+            default=False,
+            help="Whether template, sizes, batches, learning rate and stages follow from the pairs where they are not "
+            "set; fit then fails unless all pairs are exact in the end.",
+        )
         parser.add_argument(
             "--rebuild",
             type=bool,
@@ -196,8 +208,12 @@ class Settings(LightningCLI):
     def instantiate_classes(self) -> None:
         """Do nothing: a command calls `instantiate` when it needs the objects."""
 
-    def instantiate(self, *, model: bool = True) -> Namespace:
+    def instantiate(self, *, model: bool = True, pairs: Path | None = None) -> Namespace:
         """Make the objects; not the ``model`` if it will be read from a checkpoint.
+
+        Args:
+            model: Whether to make the model.
+            pairs: The checkpoint to take the pairs from, instead of ``data.path``.
 
         Raises:
             UsageError: If a class refuses a setting.
@@ -205,6 +221,8 @@ class Settings(LightningCLI):
         config = self.config.clone()
         if not model:
             del config["model"]
+        if pairs:
+            config.data.path = str(pairs)
         if config.threads:
             torch.set_num_threads(config.threads)
         try:

@@ -22,11 +22,11 @@ from tinygpt_lightning.commands.errors import UsageError, shorten
 from tinygpt_lightning.commands.settings import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.description import without_weights
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.trained import without_weights
 
 SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determine a run
 # The replicates are one stack of parameters: only an elementwise optimizer over it equals one for each replicate.
