@@ -33,8 +33,6 @@ SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determi
 ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 ADAMS_STATE = ("exp_avg", "exp_avg_sq", "step")
 
-Settings = dict[str, Any]  # plain nested values, as in a YAML file
-
 
 @dataclass(frozen=True)
 class StudyStage(Stage):
