@@ -40,7 +40,7 @@ def fold(text: str) -> str:
 
 
 def _case(text: str, source: random.Random) -> str:
-    return source.choice([str.lower, str.lower, str.upper, lambda text: text[:1].swapcase() + text[1:]])(text)
+    return source.choice([text.lower(), text.lower(), text.upper(), text[:1].swapcase() + text[1:]])
 
 
 def _punctuation(text: str, source: random.Random) -> str:
