@@ -19,6 +19,7 @@ PUBLIC = {
     "QADataModule",
     "QAPair",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.exact_resume import ExactResume
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+    from tinygpt_lightning.callbacks.snapshots import Snapshots
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
     from tinygpt_lightning.callbacks.stages import Stage, Until
     from tinygpt_lightning.data.data_module import QADataModule
@@ -29,6 +30,7 @@ __all__ = [
     "QADataModule",
     "QAPair",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",
@@ -51,6 +53,7 @@ _MODULES = {
     "QADataModule": "data.data_module",
     "QAPair": "data.text",
     "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
+    "Snapshots": "callbacks.snapshots",
     "Stage": "callbacks.stages",
     "StagedTraining": "callbacks.staged_training",
     "TinyGPT": "gpt.model",

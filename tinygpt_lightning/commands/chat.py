@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tinygpt_lightning.commands.errors import UsageError, say
-from tinygpt_lightning.commands.runs import configured_root, newest_checkpoint, newest_of_all, runs_folder
+from tinygpt_lightning.commands.runs import chosen_checkpoint
 from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, refusal, shaded, visible
 from tinygpt_lightning.data.noise import fold
@@ -38,16 +38,7 @@ HELP = {
 def parser() -> Arguments:
     """The options of ``chat``."""
     options = Arguments("chat")
-    options.add_argument("--ckpt_path", metavar="FILE", help="Checkpoint to read, or a run's folder.")
-    options.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="Take the newest finished run of this configuration. Without either, the newest of all.",
-    )
+    options.add_checkpoint()
     return options
 
 
@@ -63,7 +54,7 @@ def chat(args: Sequence[str]) -> None:
     options = parser().parse_args(args)
     if sys.stdin is None:
         raise UsageError("stdin is closed; expected questions")
-    path = options.ckpt_path or _newest(options.config)
+    path = chosen_checkpoint(options.ckpt_path, options.config)
     trained = load(path)
     if sys.stdin.isatty() and sys.stdout.isatty():
         session = Session(trained, is_terminal=True)
@@ -75,12 +66,6 @@ def chat(args: Sequence[str]) -> None:
         for line in sys.stdin:
             if not session.take(line):
                 break
-
-
-def _newest(configs: Sequence[Path]) -> Path:
-    if not configs:
-        return newest_of_all()
-    return newest_checkpoint(configs, runs_folder(configs, configured_root(configs)))
 
 
 def _greeting(trained: TrainedGPT, path: str | Path) -> list[str]:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import SWALR
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import UsageError, fail, say
 from tinygpt_lightning.commands.main import keep_freed_memory
@@ -113,6 +114,7 @@ def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[
         TensorBoardReport(staged, opened.settings.plain, stop),
         staged,
         StageProgress(staged, len(objects.data.taught.pairs)),
+        *([Snapshots(objects.snapshots)] if objects.snapshots else []),
         ExactResume(),
         RunFiles(opened.run, opened.settings.text, objects.save_every_n_seconds, stop),
     ]

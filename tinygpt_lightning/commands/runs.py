@@ -188,6 +188,17 @@ def newest_of_all(root: str | Path = RUNS) -> Path:
     return newest
 
 
+def chosen_checkpoint(ckpt_path: Path | None, configs: Sequence[Path]) -> Path:
+    """``ckpt_path``, or else the newest finished run's checkpoint: of a configuration, or of all.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if ckpt_path or not configs:
+        return ckpt_path or newest_of_all()
+    return newest_checkpoint(configs, runs_folder(configs, configured_root(configs)))
+
+
 def configured_root(configs: Sequence[Path]) -> str:
     """The folder of all runs according to some configuration files, read without LightningCLI.
 

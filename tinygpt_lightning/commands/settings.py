@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type
+from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type, restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -58,7 +58,8 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
 # Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
 # the end of the run. All others must stay. Instead of the path to the pairs, the pairs themselves are compared.
 FREE_SETTINGS = (
-    "data.path", "data.prompts", "data.questions", "generation", "save_every_n_seconds", "trainer.default_root_dir",
+    "data.path", "data.prompts", "data.questions", "generation", "save_every_n_seconds", "snapshots",
+    "trainer.default_root_dir",
     "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
     "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
@@ -66,7 +67,8 @@ FREE_SETTINGS = (
 )  # fmt: skip
 FREE_CALLBACKS = (
     "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
-    "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "Timer", "TQDMProgressBar",
+    "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "Snapshots", "ThroughputMonitor", "Timer",
+    "TQDMProgressBar",
 )  # fmt: skip
 
 
@@ -172,6 +174,12 @@ class Settings(LightningCLI):
             type=NonNegativeFloat,
             default=30.0,
             help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
+        )
+        parser.add_argument(
+            "--snapshots",
+            type=restricted_number_type("TwoOrMore", int, (">=", 2)) | None,
+            default=None,
+            help="Moments of the training whose weights are kept, for `show`; null means none.",
         )
         parser.add_argument(
             "--threads",

@@ -110,10 +110,10 @@ class QADataModule(LightningDataModule):
         Raises:
             ValueError: If there is no pair, or a text is empty.
         """
-        pairs = [QAPair(*pair) for pair in pairs]
-        if not pairs or not all(question and answer for question, answer in pairs):
-            raise ValueError(f"pairs: expected at least one question and its answer, no text empty, got {pairs!r:.60}")
-        recipe = recipe_for(pairs)
+        listed = [QAPair(*pair) for pair in pairs]
+        if not listed or not all(question and answer for question, answer in listed):
+            raise ValueError(f"pairs: expected at least one question and its answer, no text empty, got {listed!r:.60}")
+        recipe = recipe_for(listed)
         data = cls(
             template=template or recipe.template,
             end_symbol=True,
@@ -121,7 +121,7 @@ class QADataModule(LightningDataModule):
             batch_size=recipe.batch_size,
             noise=noise,
         )
-        data.taught = data._calibrated(data._taught_of(pairs))
+        data.taught = data._calibrated(data._taught_of(listed))
         return data
 
     @cached_property

@@ -40,7 +40,8 @@ def fold(text: str) -> str:
 
 
 def _case(text: str, source: random.Random) -> str:
-    return source.choice([text.lower(), text.lower(), text.upper(), text[:1].swapcase() + text[1:]])
+    lower = text.lower()
+    return source.choice([lower, lower, text.upper(), text[:1].swapcase() + text[1:]])
 
 
 def _punctuation(text: str, source: random.Random) -> str:
