@@ -29,11 +29,11 @@ def grow_from(model: TinyGPT, trained: TinyGPT) -> None:
     """
     weights = trained.state_dict()
     for name, weight in model.state_dict().items():
-        old = weights.get(name)
-        fits = old is not None and old.shape[1:] == weight.shape[1:]
-        if not fits or len(old) > len(weight) or (len(old) < len(weight) and name not in GROWING):
+        old = weights.get(name, weight[:0])
+        grows = name in GROWING and old.shape[1:] == weight.shape[1:] and len(old) <= len(weight)
+        if not grows and old.shape != weight.shape:
             raise ValueError(
-                f"data.rehearse: expected a model with {name} of {tuple(weight.shape)}, got "
-                f"{'none' if old is None else tuple(old.shape)}; only symbols and positions can be added"
+                f"data.rehearse: expected a model with {name} of {tuple(weight.shape)}, got {tuple(old.shape)}; "
+                "only symbols and positions can be added"
             )
         weight[: len(old)] = old
