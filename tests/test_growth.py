@@ -49,6 +49,11 @@ def test_what_cannot_grow_is_refused(size: str) -> None:
         grow_from(other, trained)
 
 
+def test_a_model_with_weights_that_the_new_one_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.config\.bias"):
+        grow_from(TinyGPT(replace(CONFIG, bias=False)), TinyGPT(CONFIG))
+
+
 def rows(pairs: dict[str, str]) -> str:
     return "".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in pairs.items())
 

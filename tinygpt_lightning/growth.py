@@ -28,6 +28,10 @@ def grow_from(model: TinyGPT, trained: TinyGPT) -> None:
         ValueError: If another size than the number of symbols or positions differs, or one of these is smaller.
     """
     weights = trained.state_dict()
+    if extra := weights.keys() - model.state_dict().keys():
+        raise ValueError(
+            f"data.rehearse: expected a model without {min(extra)}, got one with it; set model.config.bias"
+        )
     for name, weight in model.state_dict().items():
         old = weights.get(name, weight[:0])
         grows = name in GROWING and old.shape[1:] == weight.shape[1:] and len(old) <= len(weight)
