@@ -78,8 +78,8 @@ class Riddle(Claims):
             table(["claim", "verdict", "evidence"], verdicts(self)),
             f"{len(self.results.runs)} rows are {self.networks} different networks: the vocabulary that is read "
             "changes no training of one stage, and a kept optimizer with carried weights is one long stage. A shorter "
-            "single stage is the beginning of a longer one. Where all runs are exact, exactness is at its ceiling and shows "
-            "no difference between them; epochs to exactness and shorter last stages can.",
+            "single stage is the beginning of a longer one. Where all runs are exact, exactness is at its ceiling and "
+            "shows no difference between them; epochs to exactness and shorter last stages can.",
         ]
         if self.example:
             cell, seed = self.example
