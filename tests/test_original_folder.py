@@ -158,5 +158,5 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path) -> None:
     written(tmp_path, Original().state_dict())
     for content in ("[" * 10**5, "[]", "{}"):
         (tmp_path / "vocab.json").write_text(content, encoding="utf-8")
-        with pytest.raises(VocabularyError, match="vocab.json is no vocabulary"):
+        with pytest.raises(VocabularyError, match="vocab.json: is invalid as a vocabulary"):
             read_original(tmp_path)

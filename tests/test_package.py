@@ -1,18 +1,25 @@
+import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 import tinygpt_lightning
 
 PUBLIC = {
+    "Answer",
     "CharTokenizer",
     "CheckpointError",
     "ExactResume",
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "QAPair",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",
@@ -22,6 +29,7 @@ PUBLIC = {
     "generate",
     "load",
     "read_checkpoint",
+    "save",
 }
 
 
@@ -35,6 +43,24 @@ def test_a_star_import_brings_them_all() -> None:
     names: dict[str, object] = {}
     exec("from tinygpt_lightning import *", names)  # noqa: S102
     assert set(names) - {"__builtins__"} == PUBLIC
+
+
+def test_dir_lists_them_before_they_are_imported() -> None:
+    assert PUBLIC | {"__version__"} <= set(dir(tinygpt_lightning))
+
+
+def test_the_package_is_typed_and_has_a_version() -> None:
+    assert files("tinygpt_lightning").joinpath("py.typed").is_file()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", tinygpt_lightning.__version__)
+
+
+def test_the_command_is_installed_under_a_name_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    ((module, function),) = re.findall(r'^tinygpt = "(.+):(.+)"$', project, re.MULTILINE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tinygpt", "--help"])
+        getattr(import_module(module), function)()
+    assert "\n  fit " in capfd.readouterr().out
 
 
 def test_another_name_is_an_attribute_error() -> None:

@@ -1,11 +1,17 @@
-"""``python -m tinygpt_lightning``."""
+"""``python -m tinygpt_lightning`` and the script ``tinygpt``."""
 
 import signal
+import sys
 
-# The libraries take seconds to load: Ctrl-C ends that without a traceback.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from tinygpt_lightning.commands.main import main  # noqa: E402
+def main() -> None:
+    """Run the command line; Ctrl-C ends the imports, which take seconds, without a traceback."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from tinygpt_lightning.commands.main import main as run
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
+    signal.signal(signal.SIGINT, before)
+    run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import torch
 from beside import DEVICES, Row, seconds
 from torch.nn import functional as F
 
-from tinygpt_lightning.gpt.memory import keep_freed_memory
+from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.study.ensemble import Ensemble
 from tinygpt_lightning.study.recipe import read_recipe

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tinygpt_lightning.gpt.memory import keep_freed_memory
+from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.module import next_token_loss
 

@@ -155,7 +155,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
         *(pytest.param(name, 1, marks=pytest.mark.slow) for name in SETUPS),
     ],
 )
-def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(name: str, every: int, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_the_run_that_was_not_killed(name: str, every: int, tmp_path: Path) -> None:
     setup, folder, copies = SETUPS[name], tmp_path / "run", tmp_path / "copies"
     folder.mkdir()
     with copied(folder, copies, every):
@@ -165,7 +165,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(name: str, eve
     assert len(stages) == len(setup.stages)
     wrong: dict[str, str] = {}
     instants = sorted(copies.iterdir())
-    assert len(instants) > 60 // every
+    assert len(instants) >= 60 // every
     for instant in instants:
         shutil.rmtree(folder)
         shutil.copytree(instant, folder)

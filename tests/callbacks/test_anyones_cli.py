@@ -44,7 +44,7 @@ class Theirs(BoringModel):
         return DataLoader(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), shuffle=True)  # type: ignore[arg-type]
 
 
-def test_stages_exact_resume_and_safe_files_are_settings_of_anyones(
+def test_stages_exact_resume_and_safe_files_are_settings_of_any_cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

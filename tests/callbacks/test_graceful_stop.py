@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def fit(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
-def test_the_epoch_is_brought_to_its_end(tmp_path: Path, number: signal.Signals | None) -> None:
+def test_the_epoch_is_finished_first(tmp_path: Path, number: signal.Signals | None) -> None:
     stop, asks = GracefulStop(), AsksInMidEpoch(number)
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     trainer = fit(tmp_path, asks, stop)
@@ -60,13 +61,13 @@ def test_the_epoch_is_brought_to_its_end(tmp_path: Path, number: signal.Signals 
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_without_it_the_epoch_is_broken_off(tmp_path: Path) -> None:
+def test_without_the_callback_the_epoch_is_broken_off(tmp_path: Path) -> None:
     asks = AsksInMidEpoch()
     fit(tmp_path, asks)
     assert asks.batches == 5
 
 
-def test_epochs_that_must_be_trained_are(tmp_path: Path) -> None:
+def test_min_epochs_are_trained(tmp_path: Path) -> None:
     trainer = fit(tmp_path, AsksInMidEpoch(), GracefulStop(), min_epochs=6)
     assert trainer.current_epoch == 6
     assert trainer.min_epochs == 6
@@ -83,9 +84,25 @@ def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
     assert stop.received == signal.SIGINT
 
 
-def test_an_end_is_no_interruption(tmp_path: Path) -> None:
+def test_a_complete_fit_is_not_interrupted(tmp_path: Path) -> None:
     stop = GracefulStop()
     trainer = fit(tmp_path, stop)
     assert trainer.current_epoch == 9
     assert not stop.interrupted
     assert torch.isfinite(trainer.model.layer.weight).all()
+
+
+def test_the_same_object_stops_a_second_fit_only_on_a_new_signal(tmp_path: Path) -> None:
+    stop = GracefulStop()
+    fit(tmp_path, AsksInMidEpoch(signal.SIGINT), stop)
+    assert (stop.received, stop.interrupted) == (signal.SIGINT, True)
+    trainer = fit(tmp_path, stop)
+    assert trainer.current_epoch == 9
+    assert (stop.received, stop.interrupted) == (None, False)
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    asks = AsksInMidEpoch()
+    with ThreadPoolExecutor(1) as pool:
+        trainer = pool.submit(fit, tmp_path, asks, GracefulStop()).result()
+    assert (trainer.current_epoch, asks.batches) == (2, 8)

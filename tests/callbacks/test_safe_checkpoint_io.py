@@ -36,7 +36,7 @@ class Keeps(Callback):
 
 @pytest.mark.parametrize("setting", [Path("a"), Colour.RED, np.zeros(2), {"deep": [Path("a")]}])
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_setting_that_no_checkpoint_may_hold_is_told_when_the_fit_starts(
+def test_a_hyperparameter_that_no_checkpoint_may_hold_is_refused_when_the_fit_starts(
     tmp_path: Path, setting: object, exact: bool
 ) -> None:
     callback = ExactResume() if exact else StagedTraining([Stage(1)], tmp_path)
@@ -48,19 +48,19 @@ def test_a_setting_that_no_checkpoint_may_hold_is_told_when_the_fit_starts(
 
 
 @pytest.mark.parametrize(("value", "kind"), [(Colour.RED, "Colour"), (np.zeros(2), "ndarray")])
-def test_so_is_what_a_callback_keeps(tmp_path: Path, value: object, kind: str) -> None:
+def test_an_unsafe_callback_state_is_refused(tmp_path: Path, value: object, kind: str) -> None:
     trainer = quiet_trainer(tmp_path, Keeps(value), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
     with pytest.raises(MisconfigurationException, match=rf"Keeps.value: .*got {kind}, which is read by running \S+"):
         trainer.fit(Anyones())
 
 
-def test_so_is_what_cannot_be_written_at_all(tmp_path: Path) -> None:
+def test_a_callback_state_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, Keeps(lambda: 0), ExactResume(), plugins=[SafeCheckpointIO()], max_epochs=1)
     with pytest.raises(MisconfigurationException, match=r"Keeps.value: .*got function, which cannot be written"):
         trainer.fit(Anyones())
 
 
-def test_numbers_of_numpy_become_numbers(tmp_path: Path) -> None:
+def test_numpy_scalars_become_python_numbers(tmp_path: Path) -> None:
     files = ModelCheckpoint(tmp_path, "end")
     trainer = quiet_trainer(tmp_path, Keeps(np.float64(0.5)), files, plugins=[SafeCheckpointIO()], max_epochs=1)
     module = Told({"sizes": (np.int64(3), 4)})
@@ -72,13 +72,13 @@ def test_numbers_of_numpy_become_numbers(tmp_path: Path) -> None:
     assert type(module.hparams["setting"]["sizes"][0]) is np.int64  # what is saved changes, not what there is
 
 
-def test_alone_it_refuses_to_write_it(tmp_path: Path) -> None:
+def test_without_the_other_callbacks_the_first_checkpoint_is_refused(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, ModelCheckpoint(tmp_path), plugins=[SafeCheckpointIO()], max_epochs=1)
     with pytest.raises(CheckpointError, match="not written, since pathlib"):
         trainer.fit(Told(Path("a")))
     assert not list(tmp_path.iterdir())
 
 
-def test_another_plugin_writes_what_it_likes(tmp_path: Path) -> None:
+def test_other_plugins_are_not_restricted(tmp_path: Path) -> None:
     quiet_trainer(tmp_path, StagedTraining([Stage(1)], tmp_path)).fit(Told(Path("a")))
     assert (tmp_path / "stage-1.ckpt").exists()

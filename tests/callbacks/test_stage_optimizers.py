@@ -49,14 +49,14 @@ def test_a_cycle_lasts_as_long_as_its_stage(tmp_path: Path) -> None:
     assert groups.rates() == pytest.approx([*one_cycle(2 * BATCHES), *one_cycle(3 * BATCHES)])
 
 
-def test_another_stage_can_follow_though_the_module_asked_how_long_it_takes(tmp_path: Path) -> None:
+def test_a_stage_can_be_appended_where_the_scheduler_depends_on_the_length(tmp_path: Path) -> None:
     quiet_trainer(tmp_path, StagedTraining([Stage(2)], tmp_path)).fit(OneCycle())
     trainer = quiet_trainer(tmp_path, StagedTraining([Stage(2), Stage(1)], tmp_path))
     trainer.fit(OneCycle(), ckpt_path=tmp_path / "stage-1.ckpt")
     assert trainer.current_epoch == 3
 
 
-def test_what_differs_is_named_in_a_line(tmp_path: Path) -> None:
+def test_a_changed_scheduler_is_refused_in_one_line(tmp_path: Path) -> None:
     class Longer(Anyones):
         def configure_optimizers(self) -> Any:
             optimizer = AdamW(self.parameters(), lr=0.05)
@@ -72,7 +72,7 @@ def test_what_differs_is_named_in_a_line(tmp_path: Path) -> None:
     )
 
 
-def test_a_stages_own_scheduler_finds_the_optimizer_as_the_module_made_it(tmp_path: Path) -> None:
+def test_a_stages_own_scheduler_gets_the_optimizer_as_the_module_built_it(tmp_path: Path) -> None:
     groups = Groups()
     own = partial(ConstantLR, factor=1.0)
     quiet_trainer(tmp_path, StagedTraining([Stage(1, lr_scheduler=own)], tmp_path), groups).fit(OneCycle())
@@ -82,7 +82,7 @@ def test_a_stages_own_scheduler_finds_the_optimizer_as_the_module_made_it(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.")  # Lightning's words for it
-def test_a_module_without_an_optimizer_is_told_so(tmp_path: Path) -> None:
+def test_a_module_without_an_optimizer_is_refused(tmp_path: Path) -> None:
     class Without(Anyones):
         def configure_optimizers(self) -> Any:
             return None
@@ -91,7 +91,7 @@ def test_a_module_without_an_optimizer_is_told_so(tmp_path: Path) -> None:
         quiet_trainer(tmp_path, StagedTraining([Stage(1)], tmp_path)).fit(Without())
 
 
-def test_one_optimizer_for_all_stages_is_none_that_is_new(tmp_path: Path) -> None:
+def test_a_module_that_returns_the_same_optimizer_again_is_refused(tmp_path: Path) -> None:
     class Same(Anyones):
         made: Optimizer | None = None
 

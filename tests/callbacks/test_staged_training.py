@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 from anyones import CountsToo
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import ExponentialLR, StepLR
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning import Stage, StagedTraining
-from tinygpt_lightning.callbacks.stages import Schedule, StageError
+from tinygpt_lightning.callbacks.stages import StageError
 
 BATCHES = 4  # in an epoch
 
@@ -98,18 +96,6 @@ def train(
     return trainer
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 60))
-def test_the_stage_of_an_epoch_is_found_by_counting(epochs: list[int], epoch: int) -> None:
-    schedule = Schedule([Stage(epochs=n) for n in epochs])
-    belongs = [index for index, n in enumerate(epochs) for _ in range(n)]
-    assert schedule.stage_at(epoch) == (belongs[epoch] if epoch < len(belongs) else len(epochs) - 1)
-    assert schedule.epochs == len(belongs)
-    ends = [sum(epochs[: i + 1]) - 1 for i in range(len(epochs))]
-    assert schedule.ends_stage(epoch) == (epoch in ends)
-    if epoch < len(belongs):
-        assert schedule.start_of_stage(epoch) == belongs.index(belongs[epoch])
-
-
 def test_optimizers_are_new_and_empty_after_a_boundary_and_untouched_elsewhere(tmp_path: Path) -> None:
     recorder = Recorder()
     trainer = train(AdamModel(), [Stage(2), Stage(3)], tmp_path, (recorder,))
@@ -172,7 +158,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
     assert recorder.steps == [[n, n] for n in [*range(2 * BATCHES), *range(2 * BATCHES)]]
 
 
-def test_two_optimizers_are_too_many_for_a_stage_with_one_of_its_own(tmp_path: Path) -> None:
+def test_a_stage_with_its_own_optimizer_needs_a_module_with_one(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="one optimizer.*got one with 2"):
         train(TwoOptimizers(), [Stage(1), Stage(1, optimizer=partial(SGD, lr=0.1))], tmp_path)
 
@@ -229,7 +215,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, interrupted_a
         (STAGES[:1], "expected at least the 2"),
     ],
 )
-def test_a_stage_that_is_begun_cannot_change(tmp_path: Path, changed: list[Stage], named: str) -> None:
+def test_a_stage_that_has_begun_cannot_change(tmp_path: Path, changed: list[Stage], named: str) -> None:
     train(AdamModel(), STAGES[:2], tmp_path)
     with pytest.raises(StageError, match=named):
         train(AdamModel(), changed, tmp_path, ckpt_path=tmp_path / "stage-2.ckpt")
@@ -292,37 +278,23 @@ def test_a_callback_can_be_used_again(tmp_path: Path) -> None:
     assert recorder.classes == ["Adam", "SGD"] * 2
 
 
-def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
+def test_module_and_trainer_are_left_as_they_were(tmp_path: Path) -> None:
     model = AdamModel()
-    train(model, STAGES, tmp_path)
-    assert "configure_optimizers" not in vars(model)
+    trainer = train(model, STAGES, tmp_path)
+    assert not {"configure_optimizers", "on_train_epoch_end"} & vars(model).keys()
+    assert "on_advance_end" not in vars(trainer.fit_loop)
+    assert "load_checkpoint" not in vars(trainer.strategy)
+    assert not trainer.checkpoint_callbacks
+    assert not trainer.early_stopping_callbacks
 
 
-class EveryOther(Schedule):
-    """The stages take turns, epoch by epoch."""
-
-    def stage_at(self, epoch: int) -> int:
-        return min(epoch, self.epochs - 1) % len(self.stages)
-
-
-def test_everything_follows_the_schedule_of_a_subclass(tmp_path: Path) -> None:
-    class TakingTurns(StagedTraining):
-        def __init__(self, stages: list[Stage], dirpath: Path) -> None:
-            super().__init__(stages, dirpath)
-            self.schedule = EveryOther(stages)
-
-    stages = [Stage(2), Stage(2, optimizer=partial(SGD, lr=0.3))]
-    assert [EveryOther(stages).ends_stage(epoch) for epoch in range(4)] == [True] * 4
-    recorder = Recorder()
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=-1, limit_train_batches=1, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[TakingTurns(stages, tmp_path), recorder], default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(AdamModel())
-    assert recorder.classes == ["Adam", "SGD"] * 2
-    saved = [torch.load(tmp_path / f"stage-{n}.ckpt", weights_only=True) for n in (1, 2)]
-    assert [checkpoint["global_step"] for checkpoint in saved] == [3, 4]
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    train(AdamModel(), STAGES, tmp_path)
+    checkpoint = torch.load(tmp_path / "stage-1.ckpt", weights_only=True)
+    checkpoint["callbacks"]["StagedTraining"] = {"built": 0, "stages": [], "optimizer": {}}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(StageError, match=r"ckpt_path: .*this version.*got .*old.ckpt"):
+        train(AdamModel(), STAGES, tmp_path, ckpt_path=tmp_path / "old.ckpt")
 
 
 class CountsEpochs(AdamModel):
@@ -344,24 +316,25 @@ def test_a_stages_checkpoint_is_what_the_epoch_left_behind(tmp_path: Path) -> No
         assert saved["callbacks"]["CountsToo"]["count"] == epochs
 
 
-@pytest.mark.parametrize("epochs", [0, -1])
-def test_a_stage_lasts_an_epoch_at_least(epochs: int) -> None:
-    with pytest.raises(ValueError, match=f"epochs: expected 1 or more, got {epochs}"):
-        Stage(epochs=epochs)
-
-
-def test_there_is_a_stage_at_least() -> None:
+def test_at_least_one_stage_is_expected() -> None:
     with pytest.raises(StageError, match="at least one stage"):
         StagedTraining(stages=[])
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
-    [({"max_steps": 7}, "max_steps.*got 7"), ({"max_epochs": 3}, "max_epochs: expected none, or.* 2, got 3")],
+    ("settings", "end"),
+    [
+        ({"max_steps": 3}, (1, 3)),
+        ({"max_epochs": 1}, (1, BATCHES)),
+        ({"max_steps": 99}, (2, 2 * BATCHES)),
+        ({"max_epochs": 9}, (2, 2 * BATCHES)),
+        ({"max_epochs": 2, "max_steps": 2 * BATCHES}, (2, 2 * BATCHES)),
+    ],
 )
-def test_settings_that_contradict_the_stages_are_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(StageError, match=named):
-        train(AdamModel(), [Stage(1), Stage(1)], tmp_path, **settings)
+def test_an_earlier_limit_of_the_trainer_ends_the_run(tmp_path: Path, settings: dict[str, int], end: tuple) -> None:
+    trainer = train(AdamModel(), [Stage(1), Stage(1)], tmp_path, **settings)
+    assert (trainer.current_epoch, trainer.global_step) == end
+    assert (tmp_path / "stage-2.ckpt").exists() == (end[1] == 2 * BATCHES)
 
 
 def test_a_kept_state_needs_the_same_kind_of_optimizer(tmp_path: Path) -> None:
@@ -370,17 +343,7 @@ def test_a_kept_state_needs_the_same_kind_of_optimizer(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # before the first epoch
 
 
-def test_reduce_on_plateau_is_refused(tmp_path: Path) -> None:
-    class Plateau(AdamModel):
-        def configure_optimizers(self) -> Any:
-            optimizer = Adam(self.parameters())
-            return {"optimizer": optimizer, "lr_scheduler": ReduceLROnPlateau(optimizer), "monitor": "x"}
-
-    with pytest.raises(StageError, match="ReduceLROnPlateau"):
-        train(Plateau(), [Stage(1)], tmp_path)
-
-
-def test_a_trial_run_is_left_alone(tmp_path: Path) -> None:
+def test_fast_dev_run_is_left_alone(tmp_path: Path) -> None:
     trainer = train(AdamModel(), [Stage(5)], tmp_path, fast_dev_run=True, max_epochs=None)
     assert trainer.global_step == 1
     assert not list(tmp_path.iterdir())

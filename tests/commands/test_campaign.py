@@ -169,7 +169,7 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
     process.join()
     assert process.exitcode == code
     log = (folder / "log.txt").read_text(encoding="utf-8")
-    assert "; go on with: python -m tinygpt_lightning fit --ckpt_path checkpoints/small/version_0\n" in log
+    assert "; resume with: python -m tinygpt_lightning fit --ckpt_path checkpoints/small/version_0\n" in log
     assert "Traceback" not in log
     process = start(folder, resume=True)
     process.join()

@@ -14,7 +14,7 @@ from tinygpt_lightning.commands.table import COMMANDS
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_where_the_table_says(name: str) -> None:
     command = COMMANDS[name]
-    assert callable(getattr(import_module(command.module), command.function))
+    assert callable(getattr(import_module(f"tinygpt_lightning.{command.module}"), command.function))
     assert command.function.rstrip("_") == name
 
 

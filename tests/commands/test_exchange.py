@@ -11,6 +11,7 @@ import torch
 from conftest import SENTENCE, Command
 from networks import untrained
 
+from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.trained import load, save
 
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -46,8 +47,18 @@ def test_a_run_goes_out_and_comes_back_as_it_was(trained: Path, home: Path, comm
     assert result == (
         2,
         "",
-        "error: back.ckpt: expected a checkpoint of a fit, to go on with, got one of weights alone\n",
+        "error: back.ckpt: expected a checkpoint of a fit, to continue from, got one of weights alone\n",
     )
+
+
+def test_a_checkpoint_to_share_has_the_weights_alone(here: Path, command: Command) -> None:
+    assert command("export", "--ckpt_path", "a.ckpt", "--weights", "shared.ckpt") == (0, "", "")
+    trained, shared = load("a.ckpt"), load("shared.ckpt")
+    assert shared.taught == trained.taught
+    assert all(map(torch.equal, shared.model.state_dict().values(), trained.model.state_dict().values()))
+    assert "optimizer_states" not in read_checkpoint("shared.ckpt")
+    result = command("export", "--ckpt_path", "a.ckpt", "--weights", "no/shared.ckpt")
+    assert result == (2, "", "error: --weights no/shared.ckpt: No such file or directory\n")
 
 
 def test_an_earlier_export_is_replaced_whole(here: Path, command: Command) -> None:
@@ -87,7 +98,7 @@ MISTAKES = {
         ("export", "--ckpt_path", "unbiased.ckpt", "--output", "out"),
         "unbiased.ckpt: cannot be expressed: bias: expected true",
     ),
-    "no output": (("export", "--ckpt_path", "a.ckpt"), "the following arguments are required: --output"),
+    "no output": (("export", "--ckpt_path", "a.ckpt"), "one of the arguments --output --weights is required"),
     "neither of the two": (
         ("import", "--from", "mine", "--output", "b.ckpt"),
         "--from mine: expected a folder with config.json, or with single_block_model_state_dict.pth, found neither",
@@ -132,9 +143,9 @@ def test_without_the_extra_it_is_said_how_to_get_it(
 ) -> None:
     assert command("export", "--ckpt_path", "a.ckpt", "--output", "out").code == 0
     find = importlib.util.find_spec
-    missing = ("safetensors", "tokenizers")
+    missing = ("safetensors", "transformers")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
     for args in (("export", "--ckpt_path", "a.ckpt", "--output", "b"), ("import", "--from", "out", "--output", "b")):
         assert command(*args) == (
-            2, "", f"error: {args[0]} needs safetensors and tokenizers: pip install 'tinygpt_lightning[export]'\n",
+            2, "", f"error: {args[0]} needs {' and '.join(missing)}: pip install -e '.[export]'\n",
         )  # fmt: skip

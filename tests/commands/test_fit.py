@@ -28,7 +28,7 @@ def callbacks(*asked: object) -> tuple[str, str]:
 
 def go_on(err: str) -> list[str]:
     """The command that a fit prints at its end, as a shell takes it."""
-    program, _, command = err.strip().splitlines()[-1].partition("go on with: python -m tinygpt_lightning ")
+    program, _, command = err.strip().splitlines()[-1].partition("resume with: python -m tinygpt_lightning ")
     assert program.endswith("; ")
     return shlex.split(command)
 
@@ -49,13 +49,13 @@ def test_a_time_limit_is_an_ending(home: Path, command: Command, long: str) -> N
     assert f"run        {RUN}\n" in result.out
     last = result.err.splitlines()[-1]
     done = read_checkpoint(RUN / "last.ckpt")["global_step"]
-    assert last.startswith(f"ended early by max_time after epoch {done} of 5030; go on with: ")
+    assert last.startswith(f"ended early by max_time after epoch {done} of 5030; resume with: ")
     assert 0 < done < 5030
     assert go_on(result.err) == ["fit", "--ckpt_path", str(RUN), "--trainer.max_time", "null"]
     assert command("predict", "--config", "small.yaml").out == load(RUN).complete("Question: Xin chào") + "\n"
     events = EventAccumulator(str(RUN))
     events.Reload()
-    assert [event.step for event in events.Scalars("final/exact_match")] == [done - 1]
+    assert [event.step for event in events.Tensors("what it needs/text_summary")] == [done - 1]
 
 
 def test_early_stopping_is_an_ending_and_the_printed_command_goes_on(

@@ -30,6 +30,13 @@ def test_a_terminal_shows_one_line_for_each_stage(home: Path) -> None:
     assert all("30/30" in line and "exact" in line for line in final[:2])
 
 
+def test_exactness_that_was_not_measured_is_unknown(home: Path, command: Command) -> None:
+    result = command("fit", "--config", "small.yaml", "--trainer.limit_val_batches", "0")
+    assert "exact      yes" in result.out
+    assert all("not measured" in line for line in result.err.splitlines())
+    assert "not exact" not in result.err
+
+
 def test_a_run_that_has_not_learnt_the_sentence_says_so(home: Path, command: Command) -> None:
     result = command("fit", "--config", "small.yaml", "--stages", '[{"epochs": 1}]')
     assert "exact      no" in result.out

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(half: Path, trained: Path
     result = command(*RESUME)
     first = result.err.splitlines()[0]
     assert first.startswith(f"{RUN}/last.ckpt: is ")
-    assert first.endswith(f"going on from {RUN}/stage-1.ckpt")
+    assert first.endswith(f"resuming from {RUN}/stage-1.ckpt")
     assert same_weights(RUN, trained)
 
 
@@ -82,7 +82,7 @@ def test_a_run_with_nothing_but_damage_is_not_begun_anew(half: Path, command: Co
     (RUN / "stage-1.ckpt").write_bytes(b"PK")
     result = command(*RESUME)
     assert (result.code, result.out) == (2, "")
-    assert result.err == f"error: {RUN}/stage-1.ckpt: is truncated\n"
+    assert result.err == f"error: {RUN}/stage-1.ckpt: is damaged or truncated\n"
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_in_place(
@@ -108,7 +108,7 @@ def test_a_run_that_lacks_one_of_its_last_two_files_gets_it_from_the_other(
         (RUN / file).write_bytes(older if harm == "older" else b"PK")
     result = command(*RESUME)
     assert (result.code, result.out) == (0, "")
-    assert result.err.endswith(f"{RUN} is finished: there is nothing to go on with\n")
+    assert result.err.endswith(f"{RUN} is finished: there is nothing to resume\n")
     assert same_weights(RUN, trained)
     assert command("predict", "--config", "small.yaml").out == SENTENCE + "\n"
 
@@ -117,7 +117,7 @@ def test_a_file_from_the_end_needs_another_stage_to_go_on(half: Path, trained: P
     shutil.copy(trained / RUN / "stage-2.ckpt", half / "end.ckpt")
     result = command(*FIT, "--ckpt_path", "end.ckpt")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: end.ckpt: all stages are done; append another one to go on\n"
+    assert result.err == "error: end.ckpt: all stages are done; append another one to continue\n"
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
     longer = '[{"epochs": 30}, {"epochs": 30}, {"epochs": 2}]'
     assert "version_1" in command(*FIT, "--ckpt_path", "end.ckpt", "--stages", longer).out
@@ -181,7 +181,7 @@ def test_whatever_decides_what_is_computed_is_refused_by_name(
     reason, how = result.err.splitlines()
     assert reason.startswith(f"error: {changed[0].removeprefix('--')}")
     assert re.search(f": expected .*, with which {RUN} was begun, got ", reason)
-    assert how == f"To go on as it was begun: python -m tinygpt_lightning fit --ckpt_path {RUN}"
+    assert how == f"To resume it as it was begun: python -m tinygpt_lightning fit --ckpt_path {RUN}"
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in RUN.iterdir()} == before
 
 
@@ -226,19 +226,23 @@ def test_going_on_needs_nothing_but_the_run(home: Path, command: Command) -> Non
         '[{"class_path": "stops.Stops"}]',
     ]
     done = subprocess.run(
-        begin, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home)}, check=False
+        begin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{home}:{os.environ.get('PYTHONPATH', '')}"},
+        check=False,
     )
     assert done.returncode == 130, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line == (
-        "stopped after epoch 2 of 7; go on with: "
+        "stopped after epoch 2 of 7; resume with: "
         "python -m tinygpt_lightning fit --ckpt_path 'else where/small/version_1'"
     )
     # As begun: the run's own settings say that it is to be stopped in the second epoch, which is over.
-    pasted = shlex.split(line.partition("go on with: ")[2])
+    pasted = shlex.split(line.partition("resume with: ")[2])
     done = subprocess.run(
         [sys.executable, *pasted[1:]],
-        env={**os.environ, "PYTHONPATH": str(home)},
+        env={**os.environ, "PYTHONPATH": f"{home}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         check=False,
@@ -265,7 +269,7 @@ def test_a_checkpoint_full_of_nonsense_is_refused_whoever_reads_it(half: Path, c
     for args in ((*FIT, "--ckpt_path", RUN / "stage-1.ckpt"), ("predict", "--ckpt_path", RUN / "stage-1.ckpt"), RESUME):
         result = command(*args)
         assert (result.code, result.out) == (2, "")
-        assert result.err.startswith(f"error: {RUN}/stage-1.ckpt: is of ")
+        assert result.err.startswith(f"error: {RUN}/stage-1.ckpt: is ")
         assert len(result.err.splitlines()) == 1
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,7 +19,13 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torchmetrics import Metric
 from typing_extensions import override
 
-from tinygpt_lightning.callbacks import loaders, loop_progress, unfinished_epoch
+from tinygpt_lightning.callbacks import unfinished_epoch
+from tinygpt_lightning.callbacks._lightning import (
+    generator_states,
+    restart_persistent_workers,
+    set_generator_states,
+    validation_loaders,
+)
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 
 
@@ -48,43 +53,41 @@ def seed_all(*key: int | str) -> None:
 
 
 class ExactResume(Callback):
-    """Makes a run that is stopped and resumed the very run that was never stopped, dropout and all.
+    """Makes a run that is stopped and resumed bit-for-bit equal to the run that was never stopped, dropout included.
 
-    Lightning's checkpoints hold no state of the random number generators. Storing it is not enough either:
-    an interrupted run makes its loaders, and draws their seeds, at other moments than an uninterrupted one.
-    Here nothing of the kind can matter. Each run draws one seed (per process), which its checkpoints keep,
-    and the generators are seeded anew from it and a count: at each epoch's start with the epoch, before each
-    training step and after it, where data is fetched, with the number of the batch. This also covers loaders
-    that shuffle, and, as the batches that an interrupted epoch has used are fetched and dropped on resume, a
-    checkpoint in mid-epoch. What else Lightning leaves out of one is kept: gradients that are still to be used,
-    torchmetrics and logged values that are still to be averaged, how many batches the step has accumulated, and
-    whether a validation comes next.
+    Lightning's checkpoints hold no state of the random number generators. Storing it would not be enough: an
+    interrupted run makes its loaders, and draws their seeds, at other moments than an uninterrupted one. With this
+    callback neither matters. Each run draws one seed (per process), which its checkpoints keep, and the generators are
+    seeded from it and a count: at each epoch's start with the epoch, before each training step and after it, where
+    data is fetched, with the number of the batch. This also covers loaders that shuffle. On resume in mid-epoch, the
+    batches that the interrupted epoch has used are fetched and dropped, and the rest that Lightning leaves out of a
+    checkpoint is restored: gradients that are still to be used, torchmetrics and logged values that are still to be
+    averaged, how many batches a step accumulates, and whether a validation comes next.
 
-    **Covered**, to the bit, in any Trainer and with any LightningModule: weights, optimizers, schedulers, what is
-    logged and what callbacks keep, from a checkpoint of any moment between two hooks but within a step (at an epoch's
-    start or end, every n steps, before, within and after a validation, after an exception that came before the
+    **Covered**, bit-for-bit, in any Trainer and with any LightningModule: weights, optimizers, schedulers, logged
+    values and the states of callbacks, from any checkpoint that is not saved inside a training step (saved at an
+    epoch's start or end, every n steps, before, within and after a validation, after an exception that came before the
     backward pass); dropout and all else that draws from torch, numpy or ``random``; loaders that shuffle, draw, weigh,
     stream, use workers, persistent or not, and several at once; manual optimization and several optimizers; DDP. On
-    the same machine, with the same versions, threads and number of processes, and, where Lightning puts a
-    ``DistributedSampler``, the same ``seed_everything``. Persistent workers are started anew in each epoch, for the
-    generators in them hold what earlier epochs have left there. A loader with ``state_dict`` and ``load_state_dict``
-    is left to find its own place.
+    the same machine, with the same versions, threads and number of processes, and, where Lightning adds a
+    ``DistributedSampler``, the same ``seed_everything``. Persistent workers are restarted in each epoch, since their
+    generators hold what earlier epochs left there. A loader with ``state_dict`` and ``load_state_dict`` finds its own
+    place.
 
-    **Refused** when the fit starts: see below.
+    **Refused** when the fit starts: see Raises.
 
-    **Not covered**, and nobody can see it from outside: generators of one's own, and state in a dataset or a sampler
-    (they are in no checkpoint); random draws in another ``on_train_epoch_start`` before a loader that shuffles; what
-    the module does in ``on_train_batch_end`` or ``on_validation_end`` (Lightning calls it after the callbacks that
-    save there); gradients in a checkpoint from an exception within the backward pass or later in its step (half a
-    step is no state to go on from); under DDP, gradients and averages in a checkpoint from an exception (the other
-    processes may be gone); a checkpoint from within a validation for which a callback has exchanged the weights
-    (Lightning's ``WeightAveraging`` would not change them back).
+    **Not covered**, and not visible from outside: generators of your own, and state in a dataset or a sampler (no
+    checkpoint holds them); random draws in another ``on_train_epoch_start`` before a loader that shuffles; what the
+    module does in ``on_train_batch_end`` or ``on_validation_end`` (Lightning calls it after the callbacks that save
+    there); gradients in a checkpoint from an exception within the backward pass or later in its step (half a step
+    cannot be resumed); under DDP, gradients and averages in a checkpoint from an exception (the other processes may
+    have ended); a checkpoint from within a validation for which a callback has exchanged the weights (Lightning's
+    ``WeightAveraging`` would not change them back).
 
     Raises:
-        MisconfigurationException: With FSDP, DeepSpeed or ModelParallel, which restore optimizers and
-            callbacks in an order not proven to be exact; with ReduceLROnPlateau, which steps after the
-            checkpoint is written; with ``training_step(dataloader_iter)``, whose batches nobody else counts; with
-            another number of processes than the checkpoint was written by.
+        MisconfigurationException: With FSDP, DeepSpeed or ModelParallel, which restore optimizers and callbacks in an
+            order not proven to be exact; with ``training_step(dataloader_iter)``, whose batches nobody else counts;
+            with another number of processes than wrote the checkpoint.
 
     Source: Lightning issues #6891, #8502, #9130, #17543, #19617; seeding by counter as in Salmon et al. 2011,
     "Parallel Random Numbers: As Easy as 1, 2, 3".
@@ -96,9 +99,10 @@ class ExactResume(Callback):
     def _begin(self) -> None:
         self._seeds: list[int] = []  # one per process
         self._validated = 0  # batches done when the last validation ended
-        self._metrics: dict[str, Metric] = {}  # those in use when it began
-        self._resumed: dict[str, Any] | None = None  # where this process stood when the checkpoint was written
-        self._pending: loop_progress.Pending | None = None  # what comes first
+        self._ended = 0  # batches that are over, with their validation
+        self._metrics: dict[str, Metric] = {}  # those in use when the validation began
+        self._resumed: dict[str, Any] | None = None  # what this process saved in the checkpoint
+        self._pending: unfinished_epoch.Pending | None = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -109,8 +113,8 @@ class ExactResume(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             metrics = self._metrics if trainer.validating else unfinished_epoch.metrics_in_use(pl_module)
             checkpoint["callbacks"][self.state_key] |= {
-                "progress": loop_progress.note(trainer, self._validated),
-                "processes": unfinished_epoch.note(trainer, pl_module, metrics),
+                "progress": unfinished_epoch.note_progress(trainer, self._validated, self._ended),
+                "processes": unfinished_epoch.note_state(trainer, pl_module, metrics),
             }
 
     @override
@@ -120,7 +124,7 @@ class ExactResume(Callback):
             return
         self._seeds = state["seeds"]
         _check_processes(self._seeds, trainer)
-        self._pending = loop_progress.mend(checkpoint["loops"]["fit_loop"], state["progress"])
+        self._pending = unfinished_epoch.repair_progress(checkpoint["loops"]["fit_loop"], state["progress"])
         if None not in state["processes"]:  # all of them or none, for they compute together
             self._resumed = state["processes"][trainer.global_rank]
 
@@ -134,32 +138,30 @@ class ExactResume(Callback):
         if stage == "fit" and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
             raise MisconfigurationException(
                 "ExactResume: expected training_step(batch), got training_step(dataloader_iter), which fetches batches"
-                " that nobody else can count"
+                " that no callback can count"
             )
-        self._begin()  # a callback that is used again starts another run
+        self._begin()  # the same object in a second fit
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._seeds:
             if trainer.ckpt_path:
                 rank_zero_warn(f"ExactResume: {trainer.ckpt_path} was written without it, so this resume is not exact.")
-            # For all processes, once: a checkpoint may be written by one whose fellows are gone.
+            # The seeds of all processes, since one process may write a checkpoint after the others have ended.
             self._seeds = trainer.strategy.broadcast(torch.randint(2**63 - 1, (trainer.world_size,)).tolist())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _refuse_plateau(trainer)
         try_saving(trainer)
-        self._go_on(trainer, pl_module)
+        self.restore(trainer, pl_module)
         # Lightning skips on_train_epoch_start when it resumes within an epoch.
         if trainer.fit_loop.restarted_mid_epoch:
-            loaders.go_on(trainer, partial(self._seed, trainer), _batches(trainer))
+            unfinished_epoch.fetch_again(trainer, partial(self._seed, trainer), _batches(trainer))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _refuse_plateau(trainer)  # again, for a schedule may have been made anew
         self._seed(trainer, "epoch", trainer.current_epoch)
-        loaders.begin_epoch(trainer)
+        unfinished_epoch.begin_epoch(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -179,37 +181,41 @@ class ExactResume(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._validated = _batches(trainer)
-            loaders.start_workers_anew(trainer.fit_loop.epoch_loop.val_loop._combined_loader)
-            # It draws between a step and the next fetch, but not if the run is resumed after it.
+            restart_persistent_workers(validation_loaders(trainer))
+            # A validation draws between a step and the next fetch, but not in a run that is resumed after it.
             self._seed(trainer, "fetch", self._validated)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._go_on(trainer, pl_module)  # here, where there was nothing left to train
+            self.restore(trainer, pl_module)  # where there was nothing left to train
 
-    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring gradients and averages to where they were, and do what is pending, once."""
+    def end_batch(self, trainer: Trainer) -> None:
+        """Note that the last batch is over, for a checkpoint that is saved before the next one begins."""
+        self._ended = _batches(trainer)
+
+    def restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore gradients and averages, and do what is pending, once, when training starts."""
         if self._resumed is not None:
-            unfinished_epoch.go_on(trainer, pl_module, self._resumed)
+            unfinished_epoch.restore_state(trainer, pl_module, self._resumed)
         if self._pending is not None:
-            loop_progress.go_on(trainer, self._pending)
+            unfinished_epoch.do_pending(trainer, self._pending)
         self._resumed = self._pending = None
 
     @contextmanager
     def seeded(self, trainer: Trainer, moment: str, count: int) -> Iterator[None]:
-        """Seed all generators for a moment of the run and its number, and bring them back to where they were."""
-        states = _collect_rng_states()
+        """Seed all generators for a moment of the run and its number, and restore them afterwards."""
+        states = generator_states()
         self._seed(trainer, moment, count)
         yield
-        _set_rng_states(states)
+        set_generator_states(states)
 
     def _seed(self, trainer: Trainer, moment: str, count: int) -> None:
         seed_all(self._seeds[trainer.global_rank], moment, count)
 
 
 def _batches(trainer: Trainer) -> int:
-    """Training batches since the start of the run; unlike ``global_step``, it counts each."""
+    """Training batches since the start of the run; ``global_step`` counts optimizer steps."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return int(progress.total.processed)
 
@@ -217,14 +223,6 @@ def _batches(trainer: Trainer) -> int:
 def _check_processes(seeds: list[int], trainer: Trainer) -> None:
     if len(seeds) != trainer.world_size:
         raise MisconfigurationException(
-            f"ExactResume: expected {len(seeds)} processes, as when the checkpoint was written,"
-            f" got {trainer.world_size}; set devices and num_nodes as they were"
-        )
-
-
-def _refuse_plateau(trainer: Trainer) -> None:
-    if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
-        raise MisconfigurationException(
-            "ExactResume: expected a scheduler that can be resumed exactly, got ReduceLROnPlateau,"
-            " which steps after the checkpoint is written"
+            f"ExactResume: expected {len(seeds)} processes, which wrote the checkpoint,"
+            f" got {trainer.world_size}; set devices and num_nodes to the former values"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
+from tinygpt_lightning.callbacks._lightning import dump_checkpoint
 from tinygpt_lightning.gpt.checkpoint import local_path, read_checkpoint, write_checkpoint
 
 
@@ -73,8 +74,7 @@ def try_saving(trainer: Trainer) -> None:
         MisconfigurationException: The message names what cannot be written, and where it is.
     """
     if isinstance(trainer.strategy.checkpoint_io, SafeCheckpointIO):
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        for where, value in _leaves(plain(checkpoint)):
+        for where, value in _leaves(plain(dump_checkpoint(trainer))):
             if reason := _reason_against(value):
                 raise MisconfigurationException(
                     f"SafeCheckpointIO: {where}: expected tensors and plain values, which can be read without running "

@@ -1,39 +1,52 @@
-"""The optimizers and schedulers of a stage: made anew, compared, carried over."""
+"""The optimizers and schedulers of a stage: built, compared, kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core.optimizer import _MockOptimizer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tinygpt_lightning.callbacks.stages import Stage, StageError
+from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, replaced, unscales_by_itself
+from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
 
-Options = list[dict[str, Any]]  # of each group of parameters, without those
+Options = list[dict[str, Any]]  # of each parameter group, without the parameters
+
+
+def set_length(trainer: Trainer, stage: Stage) -> None:
+    """Set the trainer's length, which schedulers may depend on, to that of a stage."""
+    trainer.fit_loop.max_epochs = stage.epochs or -1
+    trainer.fit_loop.epoch_loop.max_steps = stage.steps or -1
 
 
 def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
     """Replace the trainer's optimizers and schedulers by new ones.
 
-    Whatever asks the trainer meanwhile for its length (``estimated_stepping_batches``, ``max_epochs``) is told that of
-    the stage.
+    Meanwhile the trainer's length (``estimated_stepping_batches``, ``max_epochs``, ``max_steps``) is the stage's.
 
     Raises:
         StageError: If the module configures none, or several where the stage brings one of its own.
     """
-    with replaced(trainer.fit_loop, "max_epochs", stage.epochs), _options_before_schedulers() as untouched:
+    loop = trainer.fit_loop
+    with (
+        replaced(loop, "max_epochs", loop.max_epochs),
+        replaced(loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps),
+        _options_before_schedulers() as untouched,
+    ):
+        set_length(trainer, stage)
         # The strategy's method also replaces Lightning's wrappers and the scheduler configurations.
         trainer.strategy.setup_optimizers(trainer)
-        if any(isinstance(optimizer, _MockOptimizer) for optimizer in trainer.optimizers):
-            raise StageError("configure_optimizers: expected an optimizer, for a stage to make anew, got None")
+        if any(is_missing(optimizer) for optimizer in trainer.optimizers):
+            raise StageError("configure_optimizers: expected an optimizer, which each stage builds again, got None")
         if stage.optimizer is None and stage.lr_scheduler is None:
             return
         if len(trainer.optimizers) != 1:
@@ -45,7 +58,7 @@ def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         if stage.optimizer is not None:
             optimizer = stage.optimizer([p for group in optimizer.param_groups for p in group["params"]])
         else:
-            # The module's own scheduler, which is dropped here, has left its marks on the options.
+            # The module's own scheduler, which is dropped here, has changed the options.
             for group, options in zip(optimizer.param_groups, untouched.get(optimizer, []), strict=False):
                 params = group["params"]
                 group.clear()
@@ -61,7 +74,7 @@ def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage
     """Build every stage once, so that a mistake in the last one shows now and not after hours.
 
     Raises:
-        StageError: If one cannot be built, or not be trained as asked; it names the stage.
+        StageError: If a stage cannot be built, or cannot be trained as configured; the message names the stage.
     """
     before: list[Optimizer] = []
     every: list[Optimizer] = []
@@ -82,11 +95,6 @@ def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage
                 f"stages[{i}]: expected an optimizer like the one before, whose state it is to keep "
                 f"(reset_optimizer: false), got {kinds[0].__name__} after {kinds_before[0].__name__}"
             )
-        if any(config.reduce_on_plateau for config in trainer.strategy.lr_scheduler_configs):
-            raise StageError(
-                f"stages[{i}].lr_scheduler: expected any but ReduceLROnPlateau, which steps after the "
-                "checkpoint is written, so that no run could be resumed exactly"
-            )
         _check_clipping(trainer, i)
         before = now
         every += now
@@ -100,30 +108,64 @@ def keep_state(old: Sequence[Optimizer], new: Sequence[Optimizer]) -> None:
         now.state.update({p: state for p, state in before.state.items() if not isinstance(p, Tensor) or p in held})
 
 
-def describe(trainer: Trainer) -> dict[str, str]:
-    """What the optimizers and schedulers amount to when they are new, as text, by name."""
-    described: dict[str, str] = {}
+def settings_of_optimizers(trainer: Trainer) -> dict[str, str]:
+    """Return the settings of the trainer's optimizers and schedulers, which are new, as text, by name."""
+    settings: dict[str, str] = {}
     schedulers = [config.scheduler for config in trainer.strategy.lr_scheduler_configs]
     for i, optimizer in enumerate(trainer.optimizers):
         name = "optimizer" + (f"[{i}]" if len(trainer.optimizers) > 1 else "")
-        described[name] = type(optimizer).__name__
+        settings[name] = type(optimizer).__name__
         for j, options in enumerate(optimizer.param_groups):
             group = name + (f".groups[{j}]" if len(optimizer.param_groups) > 1 else "")
-            # Without the parameters themselves, and without what a scheduler adds.
-            described |= {f"{group}.{k}": str(v) for k, v in options.items() if k not in ("params", "initial_lr")}
-            described[f"{group}.params"] = str(len(options["params"]))
+            # Without the parameters themselves, and without the option that a scheduler adds.
+            settings |= {f"{group}.{k}": str(v) for k, v in options.items() if k not in ("params", "initial_lr")}
+            settings[f"{group}.params"] = str(len(options["params"]))
     for i, scheduler in enumerate(schedulers):
         name = "lr_scheduler" + (f"[{i}]" if len(schedulers) > 1 else "")
-        described[name] = type(scheduler).__name__
-        described |= {f"{name}.{k}": str(v) for k, v in scheduler.state_dict().items()}
-    return described
+        settings[name] = type(scheduler).__name__
+        settings |= {f"{name}.{k}": str(v) for k, v in scheduler.state_dict().items()}
+    return settings
+
+
+def check_averaging(trainer: Trainer, stages: Sequence[Stage]) -> None:
+    """Refuse `StochasticWeightAveraging` across a boundary, which would replace its learning rates."""
+    epochs = Position().last_epoch(stages, 0)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            if epochs == -1 or any(stage.until is not None for stage in stages):
+                raise StageError(
+                    "stages: expected neither steps nor until beside StochasticWeightAveraging, which needs to know "
+                    "the last epoch"
+                )
+            start, last_stage = averaging_start(callback), epochs - (stages[-1].epochs or 0)
+            # Counted from 1, or a share of all epochs.
+            if max(start if isinstance(start, int) else int(epochs * start), 1) <= last_stage:
+                raise StageError(
+                    f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
+                    f"averages within the last stage, got {start}; a boundary would replace its learning rates"
+                )
+
+
+def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a resume with other stages than the run began with; each argument is a callback's state."""
+    pairs = [*zip(before["stages"], now["stages"], strict=True)]
+    # The optimizer of a stage that is over plays no role any more.
+    pairs[-1] = ({**pairs[-1][0], **before["optimizer"]}, {**pairs[-1][1], **now["optimizer"]})
+    for i, (old, new) in enumerate(pairs):
+        for name in [*new, *old]:
+            if old.get(name) != new.get(name):
+                expected, got = (textwrap.shorten(str(stage.get(name)), 80) for stage in (old, new))
+                raise StageError(
+                    f"stages[{i}].{name}: expected {expected}, with which this run began the stage, got {got}; "
+                    "only stages still to come may change"
+                )
 
 
 def _check_clipping(trainer: Trainer, index: int) -> None:
     mixed = isinstance(trainer.precision_plugin, MixedPrecision)
     if mixed and trainer.gradient_clip_val and trainer.lightning_module.automatic_optimization:
         for optimizer in trainer.optimizers:
-            if getattr(optimizer, "_step_supports_amp_scaling", False):  # what Lightning's own check asks
+            if unscales_by_itself(optimizer):
                 raise StageError(
                     f"stages[{index}]: expected an optimizer with fused: false, whose gradients can be clipped "
                     f"(gradient_clip_val) in mixed precision, got a fused {type(optimizer).__name__}"
@@ -132,7 +174,7 @@ def _check_clipping(trainer: Trainer, index: int) -> None:
 
 @contextmanager
 def _options_before_schedulers() -> Iterator[dict[Optimizer, Options]]:
-    """Note the options of optimizers as they are when the first scheduler is about to be made for them."""
+    """Collect the options of optimizers as they are before the first scheduler is made for them."""
     noted: dict[Optimizer, Options] = {}
 
     def noting(init: Any) -> Any:
@@ -160,17 +202,3 @@ def _options_before_schedulers() -> Iterator[dict[Optimizer, Options]]:
 
 def _kinds(base: Any) -> set[Any]:
     return {base}.union(*(_kinds(kind) for kind in base.__subclasses__()))
-
-
-@contextmanager
-def replaced(instance: object, name: str, value: object) -> Iterator[None]:
-    """Give an attribute of an instance another value for a while."""
-    before = vars(instance).copy()
-    setattr(instance, name, value)
-    try:
-        yield
-    finally:
-        if name in before:
-            setattr(instance, name, before[name])
-        else:
-            delattr(instance, name)

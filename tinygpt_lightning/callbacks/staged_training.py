@@ -1,196 +1,385 @@
-"""Stages: optimizers and schedulers made anew in the middle of a fit."""
+"""Training in stages: new optimizers and schedulers at each boundary, in the middle of one fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
+from tinygpt_lightning.callbacks._lightning import (
+    end_epoch_at_once,
+    finishes_batch_or_epoch_first,
+    is_last_batch,
+    is_step,
+    replaced,
+    then,
+)
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
-from tinygpt_lightning.callbacks.stage_checks import check_resumed, check_settings, check_strategy
-from tinygpt_lightning.callbacks.stage_end import StageCheckpoint, StageEnd, add_companions
-from tinygpt_lightning.callbacks.stage_optimizers import build, describe, keep_state, replaced, try_all
-from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
+from tinygpt_lightning.callbacks.stage_optimizers import (
+    build,
+    check_averaging,
+    check_resumed,
+    keep_state,
+    set_length,
+    settings_of_optimizers,
+    try_all,
+)
+from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until
 
 
 class StagedTraining(Callback):
-    """Trains in stages: at each boundary, in the middle of one fit, optimizers and schedulers are made anew.
+    """Trains in stages: at each boundary, in the middle of one fit, optimizers and schedulers are rebuilt.
 
     It works with any LightningModule and needs no other callback, plugin or argument: a boundary calls the module's
-    own ``configure_optimizers`` again, or the stage's factories where it has some. ``max_epochs`` follows from the
-    stages, ``stage`` is logged (from 1), and each stage ends with a checkpoint ``stage-N.ckpt`` of what its last epoch
-    left behind, after all other callbacks and the module. For something of your own at a boundary, override
-    :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)`` is told of each end.
+    own ``configure_optimizers`` again, or the stage's factories where it has some. A stage is so many epochs long, or
+    so many optimizer steps, and then a boundary may lie in the middle of an epoch. The stages end the run (an earlier
+    ``max_epochs`` or ``max_steps`` of the trainer ends it before, to be resumed), ``stage`` is logged (from 1), and
+    each stage leaves a checkpoint ``stage-N.ckpt``, which is written when its last epoch or batch is over, after all
+    callbacks, the module, schedulers and loggers. For something of your own at a boundary, override
+    :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)`` is called at each
+    stage's end: after the module's ``on_train_epoch_end`` and before checkpoints of the epoch are saved; in the middle
+    of an epoch, before the ``stage-N.ckpt``.
 
-    **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped anew);
-    several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches`` and ``max_epochs``,
-    which are the stage's own while its optimizers are made; going on from any checkpoint with the optimizers, the
-    schedulers and the decisions (``until``) of the run that wrote it. Where a run is resumed, :meth:`on_stage_start`
-    of all stages begun so far is called again, in order, before weights are loaded and optimizers made: so it should
-    do to the module whatever it does, freezing or new layers, each time alike, and may not count on weights, or on
-    where training is. Dropout and shuffled data go on exactly with `ExactResume` beside it.
+    **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped again);
+    several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches``, ``max_epochs`` and
+    ``max_steps``, which are the stage's own while its optimizers are built; a resume from any checkpoint with the
+    optimizers, the schedulers and the decisions (``until``) of the run that wrote it. On resume,
+    :meth:`on_stage_start` of all stages begun so far is called again, in order, before weights are loaded and
+    optimizers built: it must do the same to the module each time (freezing, new layers), and cannot rely on weights or
+    on the trainer's progress. Dropout, shuffled data and ReduceLROnPlateau are exact on resume with `ExactResume`.
 
     **Refused** when the fit starts: FSDP, DeepSpeed and ModelParallel, which load optimizers before a callback can
-    choose the stage; ReduceLROnPlateau, which steps after the checkpoint is written; ``max_steps``, and a
-    ``max_epochs`` other than the stages'; weights averaged (``StochasticWeightAveraging``) across a boundary;
+    choose the stage; weights averaged (``StochasticWeightAveraging``) across a boundary;
     ``configure_optimizers`` that returns None or the same object again; a kept state (``reset_optimizer``) for an
-    optimizer of another kind; other stages than those that a resumed run began with; with `SafeCheckpointIO`, what no
-    checkpoint may hold.
+    optimizer of another class; other stages than those that a resumed run began with; with `SafeCheckpointIO`, values
+    that no checkpoint may hold.
 
-    **Not covered**: a function as ``until`` that keeps a state of its own (ask what the trainer or the module knows);
+    **Not covered**: a function as ``until`` that keeps its own state (read it from the trainer or the module);
     ``validate``, ``test`` and ``predict`` of a checkpoint whose stages added layers, into a module that has none (no
-    stage is begun there).
+    stage begins there).
 
-    Lightning declined to offer this (issue 9982); users ask for it in 2006, 3095, 5314 and 18279.
+    Source: Lightning issues #7629, #9982 (declined), #2006, #3095, #5314, #18279, #19764.
 
     Args:
         stages: The stages, in order.
         dirpath: Folder of the ``stage-N.ckpt``; null means the trainer's log folder.
 
     Attributes:
-        schedule: Which epoch belongs to which stage. A subclass may put another `Schedule` here, and all
-            follows it: boundaries, checkpoints, ``max_epochs``.
+        stages: The stages.
+        position: Where the run is in them.
 
     Raises:
-        StageError: If there is no stage; when a fit starts, if the trainer's settings contradict the stages,
-            its strategy is not supported, a stage cannot be built as asked, or the run that is resumed began
-            otherwise.
+        StageError: If there is no stage; when a fit starts, if the trainer's settings contradict the stages, its
+            strategy is not supported, a stage cannot be built as configured, or the resumed run began with other
+            stages.
 
-    >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).schedule.stage_at(30)
-    1
+    >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).position.index
+    0
     """
 
     def __init__(self, stages: Sequence[Stage], dirpath: str | Path | None = None) -> None:
-        self.schedule = Schedule(stages)
+        if not stages:
+            raise StageError("stages: expected at least one stage, got none")
+        self.stages = list(stages)
         self.dirpath = dirpath
-        self._built = 0  # index of the stage that the existing optimizers belong to
-        self._description: dict[str, str] = {}  # of those optimizers, when they were new
-        self._resumed: dict[str, Any] = {}  # the state in the checkpoint
-        self._saver = StageCheckpoint(self.schedule, dirpath)
-        self._replay = ExitStack()
+        self._hooks = ExitStack()  # at moments for which Lightning has none
+        self._begin()
+
+    def _begin(self) -> None:
+        self._hooks.close()
+        self.position = Position()
+        self._is_saved = True  # whether the current stage, if it is over, has its checkpoint
+        self._max_epochs = self._max_steps = -1  # the trainer's own limits
+        self._progress: Any = SimpleNamespace(started=0, processed=0)  # epochs of the run when the fit started
+        self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
+        self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
+        self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
+        self._resumed: dict[str, Any] = {}  # this callback's state in the checkpoint
 
     @property
     def state_key(self) -> str:
-        """One for all subclasses: each goes on with what another one began."""
+        """One key for all subclasses: each resumes what another one began."""
         return StagedTraining.__qualname__
 
-    def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are made.
+    @property
+    def is_finished(self) -> bool:
+        """Whether all stages are over."""
+        return self.position.is_over and self.position.index + 1 == len(self.stages)
 
-        And where a run is resumed, see :meth:`on_stage_resume`.
+    def _hook(self, instance: object, method: str, hook: Callable[[Any], None]) -> None:
+        self._hooks.enter_context(then(instance, method, hook))
+
+    def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
+
+        And on resume, see :meth:`on_stage_resume`.
         """
 
     def on_stage_resume(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called where a run is resumed, before weights are loaded, for each stage ``index`` that it has begun.
+        """Called on resume, before weights are loaded, for each stage ``index`` that has begun, in order, from 1.
 
-        In order, from 1. Override it where what `on_stage_start` does is all in the checkpoint.
+        Override it if a checkpoint holds everything that `on_stage_start` changes.
         """
         self.on_stage_start(trainer, pl_module, index)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Called where stage ``index`` (from 0) ends, before any checkpoint of its last epoch is written."""
+        """Called where stage ``index`` (from 0) ends, before any checkpoint of its last epoch is saved."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the trainer and set its ``max_epochs``."""
         if stage != "fit":
             return
-        self._built, self._resumed = 0, {}
-        self.schedule.ended_early.clear()
-        check_strategy(trainer)
-        self._replay_before_weights(trainer, pl_module)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it brings its own max_steps, and saves nothing
+        self._begin()
+        _check_strategy(trainer)
+        # A callback's `on_load_checkpoint` comes after the weights are loaded, too late to add layers.
+        self._hook(trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
+        if _is_trial(trainer):  # Lightning sets its own max_steps, and saves nothing
             return
-        check_settings(trainer, self.schedule)
-        trainer.fit_loop.max_epochs = self.schedule.epochs
-        self._saver = StageCheckpoint(self.schedule, self.dirpath)
-        add_companions(trainer, StageEnd(self.schedule), self._saver)
+        check_averaging(trainer, self.stages)
+        loop = trainer.fit_loop
+        # 1000 is Lightning's own default where nobody set a limit.
+        self._max_epochs = loop.max_epochs if loop.max_epochs not in (None, 1000) else -1
+        self._hooks.enter_context(replaced(loop, "max_epochs", loop.max_epochs))
+        self._max_steps = loop.epoch_loop.max_steps
+        self._hooks.enter_context(replaced(loop.epoch_loop, "max_steps", self._max_steps))
+        set_length(trainer, self.stages[0])  # Lightning builds optimizers, too, before `on_fit_start`
+        # After the module's last values and before checkpoints, Lightning calls only subclasses of `EarlyStopping` and
+        # `Checkpoint`, and users find such callbacks in `trainer.early_stopping_callback` instead of their own.
+        self._hook(pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
+        self._hook(loop, "on_advance_end", lambda _: self._save_stage(trainer))
+        self._hook(loop.epoch_loop, "on_run_start", lambda _: self._end_run(trainer))
+        self._hook(loop.epoch_loop, "on_advance_end", lambda _: self._end_batch(trainer, pl_module))
+
+    def _resume(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Choose the stage and repeat what the begun stages did to the module; weights come afterwards."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:
+            return
+        if "step" not in state:
+            raise StageError(
+                f"ckpt_path: expected a checkpoint that this version wrote, got {trainer.ckpt_path} of an earlier one; "
+                "resume it with that version, or start a new run"
+            )
+        if state["built"] >= len(self.stages):
+            raise StageError(
+                f"stages: expected at least the {state['built'] + 1} that this run began, got {len(self.stages)}"
+            )
+        self._watched, self._validated, self._resumed = state["watched"], state["validated"], state
+        self.position = Position(state["built"], state["epoch"], state["step"], state["is_over"])
+        self._is_saved = not self.position.is_over
+        self._progress = SimpleNamespace(**checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"])
+        if _is_trial(trainer):  # just enough, since Lightning refuses a checkpoint of a later epoch
+            trainer.fit_loop.max_epochs = self._progress.processed + 1
+        else:
+            set_length(trainer, self.stages[self.position.index])
+        for index in range(1, self.position.index + 1):
+            self.on_stage_resume(trainer, pl_module, index)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the optimizers of the stage that training starts in, or resumes in."""
-        self._replay.close()
-        try_all(trainer, pl_module, self.schedule.stages)
-        # Lightning loads the checkpoint's optimizer states into these when this hook has ended.
+        try_all(trainer, pl_module, self.stages)
+        # Lightning loads the checkpoint's optimizer states into these after this hook.
         self._build(trainer, pl_module)
         if self._resumed:
             check_resumed(self._resumed, self.state_dict())
+        if not _is_trial(trainer):
+            trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+            self._limit_epochs(trainer, self._progress)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cross the boundary that a resumed checkpoint may lie on."""
+        """End the stage, and cross the boundary, that a resumed checkpoint may lie on."""
         try_saving(trainer)
-        self._catch_up(trainer)
-        # `on_train_epoch_start` is skipped when a checkpoint was saved in mid-epoch.
-        self._cross_boundary(trainer, pl_module)
+        if exact := self._exact_resume(trainer):
+            exact.restore(trainer, pl_module)  # first, so that what is pending belongs to the stage that is over
+        self._find_checkpoint(trainer)
+        if not finishes_batch_or_epoch_first(trainer):
+            self._arrive(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that may lie before this epoch."""
-        self._cross_boundary(trainer, pl_module)
+        self._arrive(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Log the stage with every step, so that its curve shows where the boundaries are."""
-        pl_module.log("stage", self._built + 1.0)
+        """Log the stage with every step, so that its curve shows the boundaries."""
+        pl_module.log("stage", self.position.index + 1.0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the monitored value: a run that is resumed between here and the epoch's end has no logged values."""
+        until = self.stages[self.position.index].until
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.position.is_over:
+            return
+        if isinstance(until, Until):
+            value = trainer.callback_metrics.get(until.monitor)
+            self._validated = {"epoch": trainer.current_epoch, "value": None if value is None else float(value)}
+        if self._counts_steps and self._until_holds(trainer, pl_module):
+            self._end_stage(trainer, pl_module)
+
+    def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether the stage ends in the middle of an epoch, when a batch and its validation are over."""
+        if self._counts_steps and not is_last_batch(trainer):
+            if exact := self._exact_resume(trainer):
+                exact.end_batch(trainer)
+            self._arrive(trainer, pl_module)
+            self._end_run(trainer)
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether the stage ends with this epoch: the module has logged its last values, nothing is saved."""
+        if not self.position.is_over:
+            is_asked = not self._counts_steps or not trainer.enable_validation
+            # The condition is evaluated first, so that it sees every epoch.
+            holds = is_asked and self._until_holds(trainer, pl_module)
+            if holds or self.position.reaches_end(self.stages, trainer.current_epoch + 1, trainer.global_step):
+                self._end_stage(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last stage's checkpoint where a run was resumed that lacked nothing else."""
-        self._catch_up(trainer)
+        """Write the last stage's checkpoint if a resumed run lacked nothing else, and leave the trainer as it was."""
+        if exact := self._exact_resume(trainer):
+            exact.restore(trainer, pl_module)
+        self._end_if_reached(trainer, pl_module)
+        self._find_checkpoint(trainer)
+        self._save_stage(trainer)
+        self._hooks.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
-        self._replay.close()
+        """Leave trainer and module as they were."""
+        self._hooks.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Which stage's optimizers the checkpoint holds, how they were made, and what the stages so far are."""
-        # Not to be worked out from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
-        begun = self.schedule.stages[: self._built + 1]
-        return {"built": self._built, "stages": [stage.describe() for stage in begun], "optimizer": self._description}
+        """Return the position, the settings of the stages begun so far, and what ``until`` has seen."""
+        return {
+            # Not derived from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
+            "built": self.position.index,
+            "epoch": self.position.epoch,
+            "step": self.position.step,
+            "is_over": self.position.is_over,
+            "stages": [stage.as_text() for stage in self.stages[: self.position.index + 1]],
+            "optimizer": self._optimizer,
+            "watched": self._watched,
+            "validated": self._validated,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Choose the stage; this comes before Lightning loads the optimizers' states."""
-        if state_dict["built"] >= len(self.schedule.stages):
+    # A stage's end
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.stages[self.position.index].steps is not None
+
+    def _arrive(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Between two batches or epochs: end the stage if it has its length, and cross the boundary if it is over."""
+        self._end_if_reached(trainer, pl_module)
+        # Gradients that a step still needs belong to the stage.
+        if self.position.is_over and (is_step(trainer) or not self._counts_steps):
+            self._save_stage(trainer)
+            self._cross_boundary(trainer, pl_module)
+
+    def _end_if_reached(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        if not self.position.is_over and self.position.reaches_end(self.stages, epochs, steps):
+            self._end_stage(trainer, pl_module)
+
+    def _end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.position, self._is_saved = replace(self.position, is_over=True), False
+        self._watched = {}
+        self._limit_epochs(trainer, trainer.fit_loop.epoch_progress.current)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if on_stage_end := getattr(callback, "on_stage_end", None):
+                on_stage_end(trainer, pl_module, self.position.index)
+
+    def _limit_epochs(self, trainer: Trainer, progress: Any) -> None:
+        """Set Lightning's ``max_epochs`` to the end of the stages, as far as that is known, or the user's limit."""
+        epochs = progress.processed + (progress.started > progress.processed)  # an epoch that is cut counts
+        limits = [self.position.last_epoch(self.stages, epochs), self._max_epochs]
+        trainer.fit_loop.max_epochs = min((limit for limit in limits if limit != -1), default=-1)
+
+    def _end_run(self, trainer: Trainer) -> None:
+        """End the run if the last stage is over in the middle of an epoch; Lightning then ends that epoch."""
+        if self.is_finished and self._is_saved:
+            end_epoch_at_once(trainer)
+
+    def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        until = self.stages[self.position.index].until
+        if until is None:
+            return False
+        holds = self._judge(trainer, until) if isinstance(until, Until) else until(trainer, pl_module)
+        return trainer.strategy.reduce_boolean_decision(bool(holds), all=False)
+
+    def _judge(self, trainer: Trainer, until: Until) -> bool:
+        is_validated = self._validated.get("epoch") == trainer.current_epoch
+        if trainer.enable_validation and not is_validated:
+            return False  # the logged values may belong to an earlier epoch
+        logged = trainer.callback_metrics
+        # The first process's value, so that all processes decide alike, and again on resume.
+        value = trainer.strategy.broadcast(
+            float(logged[until.monitor]) if until.monitor in logged else self._validated.get("value")
+        )
+        if value is None:
             raise StageError(
-                f"stages: expected at least the {state_dict['built'] + 1} that this run began, "
-                f"got {len(self.schedule.stages)}"
+                f"stages[{self.position.index}].until.monitor: expected a logged value, one of "
+                f"{', '.join(sorted(logged))}, got {until.monitor!r}"
             )
-        self._built, self._resumed = state_dict["built"], state_dict
+        holds, self._watched = until.judge(value, self._watched)
+        return holds
 
-    def _replay_before_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        load = pl_module.on_load_checkpoint
+    def _save_stage(self, trainer: Trainer) -> None:
+        if not self._is_saved and not _is_trial(trainer):
+            self._is_saved = True
+            trainer.save_checkpoint(self._file(trainer))
 
-        def replay_and_load(checkpoint: dict[str, Any]) -> None:
-            for index in range(1, checkpoint.get("callbacks", {}).get(self.state_key, {"built": 0})["built"] + 1):
-                self.on_stage_resume(trainer, pl_module, index)
-            load(checkpoint)
+    def _find_checkpoint(self, trainer: Trainer) -> None:
+        """Find out whether the killed process that ended the stage came to write its checkpoint."""
+        if not self._is_saved:
+            file = self._file(trainer)
+            is_resumed_from_it = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == file.name
+            self._is_saved = trainer.strategy.broadcast(file.exists() or is_resumed_from_it)
 
-        # The first that Lightning calls with a checkpoint: what hooks do to weights, the checkpoint then overwrites.
-        self._replay.enter_context(replaced(pl_module, "on_load_checkpoint", replay_and_load))
+    def _file(self, trainer: Trainer) -> Path:
+        folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        return folder / f"stage-{self.position.index + 1}.ckpt"
 
-    def _catch_up(self, trainer: Trainer) -> None:
-        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if not is_trial and self._built == self.schedule.stage_at(max(trainer.current_epoch - 1, 0)):
-            self._saver.catch_up(trainer)
+    # A boundary
 
     def _cross_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        index = self.schedule.stage_at(trainer.current_epoch)
-        if index == self._built:
+        if self.position.index + 1 == len(self.stages):
             return
+        self.position = self.position.next(trainer.current_epoch, trainer.global_step)
+        self._limit_epochs(trainer, trainer.fit_loop.epoch_progress.current)
+        index = self.position.index
         before = trainer.optimizers
-        exact = [callback for callback in trainer.callbacks if isinstance(callback, ExactResume)]  # type: ignore[attr-defined]
-        # New layers are drawn alike, wherever the run that comes to them was resumed.
-        with exact[0].seeded(trainer, "stage", index) if exact else nullcontext():
+        exact = self._exact_resume(trainer)
+        # New layers get the same weights, wherever the run that crosses the boundary was resumed.
+        with exact.seeded(trainer, "stage", index) if exact else nullcontext():
             self.on_stage_start(trainer, pl_module, index)
-        if isinstance(trainer.strategy, DDPStrategy):
-            # It waits for the gradients of those parameters that wanted one when it was made.
-            trainer.strategy.model = pl_module
-            trainer.strategy.configure_ddp()
-        self._built = index
-        self._build(trainer, pl_module)
-        if not self.schedule.stages[index].reset_optimizer:
+            if isinstance(trainer.strategy, DDPStrategy):
+                # DDP waits for gradients of the parameters that required one when it was set up.
+                trainer.strategy.model = pl_module
+                trainer.strategy.configure_ddp()
+            self._build(trainer, pl_module)
+        if not self.stages[index].reset_optimizer:
             keep_state(before, trainer.optimizers)
 
+    def _exact_resume(self, trainer: Trainer) -> ExactResume | None:
+        return next((c for c in trainer.callbacks if isinstance(c, ExactResume)), None)  # type: ignore[attr-defined]
+
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        build(trainer, pl_module, self.schedule.stages[self._built])
-        self._description = describe(trainer)
+        build(trainer, pl_module, self.stages[self.position.index])
+        self._optimizer = settings_of_optimizers(trainer)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        raise StageError(
+            f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
+            "optimizers' state before a callback can choose the stage that they belong to"
+        )

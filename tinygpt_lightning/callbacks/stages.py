@@ -1,109 +1,171 @@
-"""Stages and their schedule, without a Trainer."""
+"""Stages, when they end, and how a run moves through them, without a Trainer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from tinygpt_lightning.callbacks.until import Until
-
 
 class StageError(ValueError):
-    """Stages that cannot be trained as asked."""
+    """Stages that cannot be trained as configured."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """Ends a stage when a logged value is good enough or no longer improves.
+
+    Args:
+        monitor: Name of the value, as in ``self.log``. It is checked once an epoch, at its end, and
+            only in epochs with a validation if there is one at all; in a stage with ``steps``, after each validation.
+        mode: Which values are better: ``min``, the lower ones, or ``max``, the higher ones.
+        stopping_threshold: The stage ends when the value is as good as this; null means never.
+        for_epochs: How many times in a row the value must be as good as ``stopping_threshold``.
+        patience: The stage ends when the value has not improved so many times in a row; null means never.
+        min_delta: Only a change by more than this is an improvement.
+
+    Raises:
+        ValueError: If there is neither ``stopping_threshold`` nor ``patience``, or a number is out of range.
+    """
+
+    monitor: str
+    mode: Literal["min", "max"] = "min"
+    stopping_threshold: float | None = None
+    for_epochs: int = 1
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode: expected min or max, got {self.mode!r}")
+        if self.stopping_threshold is None and self.patience is None:
+            raise ValueError("expected stopping_threshold, patience or both, got neither")
+        if self.for_epochs < 1 or (self.patience is not None and self.patience < 1):
+            raise ValueError(f"for_epochs, patience: expected 1 or more, got {self.for_epochs}, {self.patience}")
+        if self.min_delta < 0:
+            raise ValueError(f"min_delta: expected 0 or more, got {self.min_delta}")
+
+    def judge(self, value: float, seen: Mapping[str, float]) -> tuple[bool, dict[str, float]]:
+        """Decide whether the stage ends.
+
+        Args:
+            value: The monitored value.
+            seen: What earlier calls in this stage returned; empty at its start.
+
+        Returns:
+            Whether the stage ends, and plain values to be given to the next call.
+
+        >>> until, seen, ends = Until("val/loss", stopping_threshold=0.1, for_epochs=2, patience=3), {}, []
+        >>> for loss in (0.5, 0.09, 0.2, 0.1, 0.05):
+        ...     end, seen = until.judge(loss, seen)
+        ...     ends.append(end)
+        >>> ends
+        [False, False, False, False, True]
+        """
+        sign = 1 if self.mode == "max" else -1  # so that higher is better
+        is_good = self.stopping_threshold is not None and sign * value >= sign * self.stopping_threshold
+        is_better = sign * value - self.min_delta > seen.get("best", -math.inf)
+        reached = seen.get("reached", 0) + 1 if is_good else 0  # times in a row
+        waited = 0 if is_better else seen.get("waited", 0) + 1
+        best = sign * value if is_better else seen.get("best", -math.inf)
+        ends = reached >= self.for_epochs or (self.patience is not None and waited >= self.patience)
+        return ends, {"best": best, "reached": reached, "waited": waited}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training run with optimizers of its own.
+    """A part of a training run with its own optimizers. It has either ``epochs`` or ``steps``.
 
     Args:
-        epochs: Length of the stage, in epochs; with ``until``, the most that it takes.
-        reset_optimizer: Whether the stage starts with empty optimizers; if not, their state (momentum and
-            the like) is carried over from the stage before.
-        optimizer: Makes the stage's optimizer from the parameters; null means what the module configures.
-        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means what the
-            module configures, or none if the stage has an optimizer of its own.
-        until: When the stage ends before its epochs are over: a logged value that is good enough or no longer gets
-            better, or, in Python, any function of the trainer and the module, which is asked at the end of each
-            epoch; null means never.
+        epochs: Length of the stage, in epochs; with ``until``, the maximum. Where the stage begins in the middle of an
+            epoch, the rest of that epoch counts as one.
+        reset_optimizer: Whether the stage starts with empty optimizers; if not, it keeps the state (momentum and the
+            like) of the stage before.
+        optimizer: Makes the stage's optimizer from the parameters; null means the module's ``configure_optimizers``.
+        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the module's, or none
+            if the stage has its own optimizer.
+        until: When the stage ends before its length: a logged value that is good enough or no longer improves; or, in
+            Python, any function of the trainer and the module. It is checked at the end of each epoch; in a stage with
+            ``steps``, after each validation, or, without validation, at the end of each epoch. null means never.
+        steps: Length of the stage, in optimizer steps as ``trainer.global_step`` counts them; the stage may end in the
+            middle of an epoch.
 
     Raises:
-        ValueError: If ``epochs`` is below 1.
+        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or it is no integer of 1 or more.
     """
 
-    epochs: int
+    epochs: int | None = None
     reset_optimizer: bool = True
     optimizer: OptimizerCallable | None = None
     lr_scheduler: LRSchedulerCallable | None = None
     until: Until | Callable[[Trainer, LightningModule], bool] | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected 1 or more, got {self.epochs}")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"expected either epochs or steps, got epochs: {self.epochs}, steps: {self.steps}")
+        for name in ("epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}: expected an integer of 1 or more, got {value!r}")
 
-    def describe(self) -> dict[str, str]:
-        """What the stage is but for its optimizer, as text, by name."""
+    def as_text(self) -> dict[str, str]:
+        """Return the settings that a checkpoint records, by name; the optimizer's are compared when it is built."""
         until = self.until
         is_plain = until is None or isinstance(until, Until)
-        named = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
-        return {"epochs": str(self.epochs), "reset_optimizer": str(self.reset_optimizer), "until": named}
+        name = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
+        length = {"epochs": str(self.epochs)} if self.steps is None else {"steps": str(self.steps)}
+        return {**length, "reset_optimizer": str(self.reset_optimizer), "until": name}
 
 
-class Schedule:
-    """Which stage each epoch belongs to: whoever wants to know asks here, and nobody works it out anew.
-
-    A subclass may override `stage_at`; the other answers follow from that one.
+@dataclass(frozen=True)
+class Position:
+    """Where a run is in its stages.
 
     Args:
-        stages: The stages, in order.
-        ended_early: Epochs of the stages that ended before theirs were over, by index.
+        index: The current stage, from 0.
+        epoch: Epochs of the run that were done when the stage began.
+        step: Optimizer steps of the run that were done when the stage began.
+        is_over: Whether the stage has ended and the next one has not begun.
 
-    Raises:
-        StageError: If there is no stage.
-
-    >>> schedule = Schedule([Stage(epochs=30), Stage(epochs=20)])
-    >>> [schedule.stage_at(epoch) for epoch in (0, 29, 30, 49, 50)]
-    [0, 0, 1, 1, 1]
-    >>> schedule.epochs, schedule.ends_stage(29), schedule.start_of_stage(40)
-    (50, True, 30)
-    >>> schedule.end_stage(11)
-    >>> schedule.epochs, schedule.ends_stage(11), schedule.stage_at(12)
-    (32, True, 1)
+    >>> stages = [Stage(epochs=30), Stage(epochs=20)]
+    >>> position = Position()
+    >>> position.reaches_end(stages, 29, 290), position.reaches_end(stages, 30, 300), position.last_epoch(stages, 12)
+    (False, True, 50)
+    >>> Position(is_over=True).last_epoch(stages, 12)
+    32
+    >>> position.next(12, 120)
+    Position(index=1, epoch=12, step=120, is_over=False)
     """
 
-    def __init__(self, stages: Sequence[Stage], ended_early: Mapping[int, int] | None = None) -> None:
-        if not stages:
-            raise StageError("stages: expected at least one stage, got none")
-        self.stages = list(stages)
-        self.ended_early = dict(ended_early or {})
+    index: int = 0
+    epoch: int = 0
+    step: int = 0
+    is_over: bool = False
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of all stages together; those that are not over count at their longest."""
-        return self._ends()[-1]
+    def reaches_end(self, stages: Sequence[Stage], epochs: int, steps: int) -> bool:
+        """Whether the stage has its full length when so many ``epochs`` and ``steps`` of the run are done."""
+        stage = stages[self.index]
+        if stage.epochs is not None:
+            return epochs - self.epoch >= stage.epochs
+        return stage.steps is not None and steps - self.step >= stage.steps
 
-    def stage_at(self, epoch: int) -> int:
-        """Index of the stage that ``epoch`` belongs to, both from 0; after the end, the last one."""
-        return min(sum(epoch >= end for end in self._ends()), len(self.stages) - 1)
+    def next(self, epochs: int, steps: int) -> Position:
+        """Return the position at the next stage's start, when so many ``epochs`` and ``steps`` of the run are done."""
+        return Position(self.index + 1, epochs, steps)
 
-    def ends_stage(self, epoch: int) -> bool:
-        """Whether ``epoch`` (from 0) is the last one before a boundary, or before the end."""
-        return epoch + 1 == self.epochs or self.stage_at(epoch + 1) != self.stage_at(epoch)
+    def last_epoch(self, stages: Sequence[Stage], epochs: int) -> int:
+        """Return after how many epochs the run ends at the latest; -1 if stages with ``steps`` are still to come.
 
-    def start_of_stage(self, epoch: int) -> int:
-        """The first of the epochs up to ``epoch`` that belong to one stage without a boundary between them."""
-        while epoch and self.stage_at(epoch - 1) == self.stage_at(epoch):
-            epoch -= 1
-        return epoch
-
-    def end_stage(self, epoch: int) -> None:
-        """End the stage of ``epoch`` with that one."""
-        self.ended_early[self.stage_at(epoch)] = epoch + 1 - self.start_of_stage(epoch)
-
-    def _ends(self) -> list[int]:
-        """Epochs done by the end of each stage."""
-        return list(accumulate(self.ended_early.get(i, stage.epochs) for i, stage in enumerate(self.stages)))
+        Args:
+            stages: All stages.
+            epochs: Epochs of the run that are done; they count where the stage is over.
+        """
+        lengths = [stage.epochs for stage in stages[self.index + self.is_over :]]
+        if None in lengths:
+            return -1
+        return (epochs if self.is_over else self.epoch) + sum(filter(None, lengths))

@@ -1,54 +1,132 @@
-"""What Lightning's checkpoints leave out of an epoch that is not over: gradients, averages, the values last shown."""
+"""An epoch that a checkpoint interrupts: what Lightning leaves out of the checkpoint, and how it is restored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 
-REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "torch.mean": torch.mean, "torch.sum": torch.sum, "torch.max": torch.max, "torch.min": torch.min,
-    "sum": sum, "max": max, "min": min,
-}  # fmt: skip
-SHOWN = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
+from tinygpt_lightning.callbacks import _lightning
 
 
-def note(trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Metric]) -> list[dict[str, Any] | None]:
-    """Note where each process stands in the epoch, for a checkpoint.
+@dataclass(frozen=True)
+class Pending:
+    """What a resumed run does first, before the next batch or epoch.
 
     Args:
-        trainer: The trainer.
-        pl_module: The module.
-        metrics: Those of its metrics that belong to the training of this epoch.
-
-    Returns:
-        Tensors and plain values, one entry for each process; none for those that cannot be asked, which is so when
-        an exception may have come to one of them alone.
+        validation: Whether the validation after the last batch comes first, from its batch 0 on.
+        log: What the stopped process may not have logged, and ReduceLROnPlateau not seen: a ``step`` or an ``epoch``.
+        steps: Steps that the loggers' count lacks.
+        next_batch: Whether the last batch is over, with its validation.
     """
-    loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+
+    validation: bool = False
+    log: str | None = None
+    steps: int = 0
+    next_batch: bool = False
+
+
+# Progress of the loops
+
+
+def note_progress(trainer: Trainer, validated: int, ended: int) -> dict[str, bool]:
+    """Return what Lightning's counts in a checkpoint do not tell.
+
+    ``is_validated_next``: whether the batch that is done is still to be validated, where ``validated`` batches were
+    done at the last validation's end. ``is_a_step``: whether the batch at hand ends an optimizer step.
+    ``is_over``: whether nothing is left to do for the last batch, where ``ended`` is the count of such batches.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    is_within_epoch = _is_within_epoch(vars(trainer.fit_loop.epoch_progress.current))
+    is_done = is_within_epoch and progress.current.ready == progress.current.processed > 0
+    is_unvalidated = is_done and validated != progress.total.processed
+    return {
+        "is_validated_next": is_unvalidated and _lightning.is_validated_next(trainer),
+        "is_a_step": _lightning.is_step(trainer),
+        "is_over": is_done and ended == progress.total.processed,
+    }
+
+
+def repair_progress(loops: dict[str, Any], noted: Mapping[str, bool]) -> Pending:
+    """Repair Lightning's counts in a checkpoint, so that nothing is done twice or left out.
+
+    Lightning skips the epoch if the checkpoint was saved at its start; the validation, if it was saved after a batch
+    that is to be validated; the epoch's end as well, if that batch was the last one. Saved during a validation,
+    Lightning validates only the batches that follow. Saved between two batches, it finishes the first one again. And
+    after an exception within a batch, the loggers' count of steps is too high by one.
+
+    ``loops`` is the state of the fit loop in the checkpoint, changed in place; ``noted`` comes from
+    :func:`note_progress`.
+    """
+    epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    if epoch["current"]["started"] < epoch["current"]["ready"]:
+        for counts in epoch["total"], epoch["current"]:
+            counts["ready"] = counts["started"]
+    if not _is_within_epoch(epoch["current"]):
+        return Pending(log="epoch" if epoch["current"]["completed"] < epoch["current"]["processed"] else None)
+    now, validation = batch["current"], noted["is_validated_next"]
+    if now["processed"] < now["ready"]:
+        return Pending(steps=-noted["is_a_step"])
+    if noted.get("is_over"):
+        return Pending(steps=-noted["is_a_step"], next_batch=True)
+    is_at_batch_end, is_last = now["completed"] < now["processed"], batch["is_last_batch"]
+    if validation or is_last:
+        for counts in batch["total"], now:
+            counts["completed"] = counts["processed"]
+    steps = noted["is_a_step"] if is_at_batch_end and is_last and not validation else 0
+    return Pending(validation, "step" if is_at_batch_end else None, steps)
+
+
+def do_pending(trainer: Trainer, pending: Pending) -> None:
+    """Do what :func:`repair_progress` returned, or make Lightning do it, when training is about to start."""
+    loop = trainer.fit_loop
+    if loop.restarting and not loop.restarted_mid_epoch:
+        _lightning.start_next_epoch(trainer)
+    _lightning.count_as_started(trainer)
+    if pending.next_batch:
+        _lightning.start_next_batch(trainer)
+    if pending.validation:
+        _lightning.validate_again(trainer)
+    if pending.log == "step":
+        _lightning.log_step(trainer)
+        if not pending.validation:
+            _lightning.update_plateau_schedulers(trainer, "step")
+    elif pending.log == "epoch":
+        _lightning.finish_epoch(trainer)
+    _lightning.count_logged_steps(trainer, pending.steps)
+
+
+def _is_within_epoch(counts: Mapping[str, int]) -> bool:
+    return counts["started"] == counts["ready"] > counts["processed"]
+
+
+# Gradients, averages, logged values
+
+
+def note_state(
+    trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Metric]
+) -> list[dict[str, Any] | None]:
+    """Return each process's gradients, averages and logged values, for a checkpoint.
+
+    They are tensors on the CPU and plain values, one entry a process; None for the other processes if they cannot be
+    asked, because an exception may have come to this one alone. ``metrics`` are those of the module's torchmetrics, by
+    name, that the training of this epoch uses.
+    """
+    gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
     mine = {
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradients": {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
-        if _is_within_a_step(trainer)
-        else {},
-        "results": {
-            key: _note_result(result)
-            for key, result in loop._results.items()
-            # A process group cannot be kept.
-            if not result.has_reset and result.meta.sync.group is None
-        },
-        "metrics": {
-            name: {"updates": metric.update_count, "shown": metric._forward_cache, "state": metric.metric_state}
-            for name, metric in metrics.items()
-        },
-        "shown": {name: dict(getattr(connector, name)) for name in SHOWN},
+        "gradients": gradients if _gradients_are_in_use(trainer) else {},
+        "results": _lightning.running_averages(trainer),
+        "metrics": {name: _lightning.metric_state(metric) for name, metric in metrics.items()},
+        "shown": _lightning.logged_values(trainer),
     }
     mine = apply_to_collection(mine, Tensor, lambda tensor: tensor.detach().cpu())
     every: list[dict[str, Any] | None] = [None] * trainer.world_size
@@ -59,37 +137,21 @@ def note(trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, Met
     return every
 
 
-def go_on(trainer: Trainer, pl_module: LightningModule, noted: Mapping[str, Any]) -> None:
-    """Bring this process to where it stood in the epoch.
-
-    Args:
-        trainer: The trainer, when training is about to start.
-        pl_module: The module.
-        noted: This process's entry of :func:`note`.
-    """
+def restore_state(trainer: Trainer, pl_module: LightningModule, noted: Mapping[str, Any]) -> None:
+    """Put this process's entry of :func:`note_state` back, when training is about to start."""
     noted = apply_to_collection(noted, Tensor, lambda tensor: tensor.to(pl_module.device))
     trainer.accumulate_grad_batches = noted["accumulate_grad_batches"]
     parameters = dict(pl_module.named_parameters())
     for name, gradient in noted["gradients"].items():
         parameters[name].grad = gradient
     for name, saved in noted["metrics"].items():
-        metric: Any = pl_module.get_submodule(name)
-        metric._update_count, metric._forward_cache = saved["updates"], saved["shown"]
-        for field, value in saved["state"].items():
-            setattr(metric, field, value)
-    results = trainer.fit_loop.epoch_loop._results
-    for key, saved in noted["results"].items():
-        if not key.startswith("on_train_start."):  # that hook has been called anew, or will be
-            results[key] = _made_result(saved, trainer, pl_module)
-    connector: Any = trainer._logger_connector
-    for name in SHOWN:
-        getattr(connector, name).update(noted["shown"][name])
-    # False, or the next batch would pass for the first one, and begin all averages.
-    connector._first_loop_iter = False if trainer.fit_loop.restarted_mid_epoch else None
+        _lightning.restore_metric(pl_module.get_submodule(name), saved)  # type: ignore[arg-type]
+    _lightning.restore_running_averages(trainer, pl_module, noted["results"])
+    _lightning.restore_logged_values(trainer, noted["shown"])
 
 
 def metrics_in_use(pl_module: LightningModule) -> dict[str, Metric]:
-    """The metrics of a module that have been updated since they were reset, by name."""
+    """Return the module's torchmetrics that were updated since their reset, by name."""
     return {
         name: module
         for name, module in pl_module.named_modules()
@@ -97,8 +159,8 @@ def metrics_in_use(pl_module: LightningModule) -> dict[str, Metric]:
     }
 
 
-def _is_within_a_step(trainer: Trainer) -> bool:
-    """Whether gradients are still to be used; where a module steps by hand, nobody else can know."""
+def _gradients_are_in_use(trainer: Trainer) -> bool:
+    """Whether a later batch uses the gradients; a module that steps by hand may always do so."""
     if not trainer.lightning_module.automatic_optimization:
         return True
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
@@ -107,25 +169,53 @@ def _is_within_a_step(trainer: Trainer) -> bool:
     return done % trainer.accumulate_grad_batches != 0 and not is_over
 
 
-def _note_result(result: _ResultMetric) -> dict[str, Any]:
-    meta = result.meta
-    fields = {name: value for name, value in vars(meta).items() if name not in ("reduce_fx", "_sync")}
-    (reduction,) = (name for name, function in REDUCTIONS.items() if function is meta.reduce_fx)
-    return {
-        "meta": fields,
-        "reduce_fx": reduction,
-        "sync": {"_should": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only},
-        "updates": result.update_count,
-        "shown": result._forward_cache,
-        # What is logged as a metric is the module's own object.
-        "state": result.metric_state if result.is_tensor else None,
-    }
+# Loaders
 
 
-def _made_result(saved: Mapping[str, Any], trainer: Trainer, pl_module: LightningModule) -> _ResultMetric:
-    meta = _Metadata(**saved["meta"], reduce_fx=REDUCTIONS[saved["reduce_fx"]])
-    meta.sync = _Sync(fn=trainer.strategy.reduce, **saved["sync"])
-    result = _ResultMetric(meta, is_tensor=saved["state"] is not None)
-    state = {"value": pl_module.get_submodule(str(meta.metric_attribute))} if saved["state"] is None else saved["state"]
-    vars(result).update(state, _update_count=saved["updates"], _forward_cache=saved["shown"])
-    return result
+def begin_epoch(trainer: Trainer) -> None:
+    """Start the loaders with the generators as they are now, where Lightning would keep an earlier iterator."""
+    loop = trainer.fit_loop
+    _lightning.restart_persistent_workers(_lightning.train_loaders(trainer))
+    if trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
+        iter(_lightning.train_fetcher(trainer))
+
+
+def fetch_again(trainer: Trainer, seed: Callable[[str, int], None], batches: int) -> None:
+    """Bring the loaders of an interrupted epoch to its place: fetch the batches it has used, and drop them.
+
+    Args:
+        trainer: The trainer, when training is about to start.
+        seed: Seeds all generators for a moment (``epoch``, ``fetch``) and its number.
+        batches: Training batches done since the start of the run.
+    """
+    fetcher, loaders = _lightning.train_fetcher(trainer), _lightning.train_loaders(trainer)
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done: int = progress.current.processed
+    if any(_lightning.is_stateful(loader) for loader in loaders):
+        seed("fetch", batches)
+    elif done >= trainer.num_training_batches:  # only the epoch's end is missing
+        fetcher.done = True
+        seed("fetch", batches)
+    else:
+        _lightning.restart_persistent_workers(loaders)
+        for loader in loaders:
+            _lightning.set_sampler_epoch(loader, trainer.current_epoch)
+        seed("epoch", trainer.current_epoch)
+        iter(fetcher)
+        for batch in range(batches - done, batches):
+            next(fetcher)
+            seed("fetch", batch + 1)
+        fetcher.fetched = 0  # Lightning adds the batches done
+    fetcher.iterator = _with_generators_of_now(fetcher.iterator, trainer)
+
+
+def _with_generators_of_now(iterator: Iterator[Any], trainer: Trainer) -> Iterable[Any]:
+    """Return the iterator that sets the generators as now: to skip a validation, Lightning starts its loader."""
+    states = _lightning.generator_states()
+
+    def items() -> Iterator[Any]:
+        _lightning.restart_persistent_workers(_lightning.validation_loaders(trainer))
+        _lightning.set_generator_states(states)
+        yield from map(next, repeat(iterator))  # `iter` would start it again
+
+    return items()

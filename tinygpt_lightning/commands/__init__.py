@@ -1,1 +1,1 @@
-"""The application: commands, runs and what a person sees of them."""
+"""The command line: one file a command, runs, and everything a person sees of them."""

@@ -1,28 +1,28 @@
-"""``export`` and ``import``: trained networks in the files of others, and back."""
+"""``export`` and ``import``: a trained model to Hugging Face's form, and back to a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinygpt_lightning.commands.arguments import Arguments
 from tinygpt_lightning.commands.errors import UsageError, need
-from tinygpt_lightning.exchange.config_json import CONFIG
-from tinygpt_lightning.exchange.hugging_face import FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.commands.hugging_face import CONFIG, FILES, read_hugging_face, write_hugging_face
+from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.gpt.files import whole_folder
 from tinygpt_lightning.original import VOCABULARY, WEIGHTS, read_original
 from tinygpt_lightning.trained import TrainedGPT, load, save
 
-LIBRARIES = ("safetensors", "tokenizers")
-INSTALL = "pip install 'tinygpt_lightning[export]'"
+LIBRARIES = ("safetensors", "tokenizers", "transformers")
 
 
 def export_parser() -> Arguments:
     """The options of ``export``."""
     options = Arguments("export")
     options.add_argument("--ckpt_path", metavar="FILE", required=True, help="Checkpoint to read, or a run's folder.")
-    options.add_argument(
-        "--output", metavar="FOLDER", type=Path, required=True, help="New folder; an earlier export is replaced."
+    output = options.add_mutually_exclusive_group(required=True)
+    output.add_argument("--output", metavar="FOLDER", type=Path, help="New folder; an earlier export is replaced.")
+    output.add_argument(
+        "--weights", metavar="FILE", type=Path, help="A checkpoint without the optimizer, a third of a run's, to share."
     )
     return options
 
@@ -36,23 +36,26 @@ def import_parser() -> Arguments:
         metavar="FOLDER",
         type=Path,
         required=True,
-        help=f"Hugging Face's folder ({CONFIG} and its like) or the original's ({WEIGHTS} and {VOCABULARY}).",
+        help=f"Hugging Face's folder ({CONFIG} and its other files) or the original's ({WEIGHTS} and {VOCABULARY}).",
     )
     options.add_argument("--output", metavar="FILE", type=Path, required=True, help="The checkpoint to write.")
     return options
 
 
 def export(args: Sequence[str]) -> None:
-    """Write a network's folder, whole or not at all.
+    """Write a model's folder, or a checkpoint to share, whole or not at all.
 
     Args:
-        args: What was typed behind ``export``.
+        args: The arguments after ``export``.
 
     Raises:
-        UsageError: If Hugging Face's GPT-2 cannot be this network, or the folder is somebody else's.
+        UsageError: If GPT-2 in transformers cannot express the model, or the folder holds other files.
     """
     options = export_parser().parse_args(args)
-    need("export", LIBRARIES, INSTALL)
+    if options.weights:
+        save(load(options.ckpt_path), _new_file("--weights", options.weights))
+        return
+    need("export", LIBRARIES, "export")
     folder = options.output.resolve()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {options.output}: expected a folder, got a file")
@@ -60,10 +63,10 @@ def export(args: Sequence[str]) -> None:
         raise UsageError(
             f"--output {options.output}: expected a new folder or an earlier export, got one that holds {others[0]!r}"
         )
-    network = load(options.ckpt_path)
+    trained = load(options.ckpt_path)
     with whole_folder(folder) as unfinished:
         try:
-            write_hugging_face(network, unfinished)
+            write_hugging_face(trained, unfinished)
         except ValueError as error:
             raise UsageError(f"{options.ckpt_path}: cannot be expressed: {error}") from None
 
@@ -72,23 +75,33 @@ def import_(args: Sequence[str]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
-        args: What was typed behind ``import``.
+        args: The arguments after ``import``.
 
     Raises:
-        UsageError: If there is no network in the folder, or the output is no place for a file.
+        UsageError: If the folder holds no model, or the output cannot be a file.
     """
     options = import_parser().parse_args(args)
-    output = options.output.resolve()
-    if output.exists() and not output.is_file():
-        raise UsageError(f"--output {options.output}: expected a file, got something else")
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {options.output}: No such file or directory")
+    output = _new_file("--output", options.output)
     save(_read(options.source), output)
+
+
+def _new_file(flag: str, path: Path) -> Path:
+    """The file that a checkpoint is written to.
+
+    Raises:
+        UsageError: If it cannot be a file.
+    """
+    file = path.resolve()
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{flag} {path}: expected a file, got something else")
+    if not file.parent.is_dir():
+        raise UsageError(f"{flag} {path}: No such file or directory")
+    return file
 
 
 def _read(folder: Path) -> TrainedGPT:
     if (folder / CONFIG).exists():
-        need("import", LIBRARIES, INSTALL)
+        need("import", LIBRARIES, "export")
         return read_hugging_face(folder)
     if (folder / WEIGHTS).exists():
         return read_original(folder)

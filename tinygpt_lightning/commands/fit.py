@@ -1,4 +1,4 @@
-"""``fit``: open the run, train, report."""
+"""``fit``: open the run, train, and report the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -20,99 +20,124 @@ from torch.optim.swa_utils import SWALR
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
-from tinygpt_lightning.commands.errors import UsageError, say
-from tinygpt_lightning.commands.parser import trainers_mistakes
+from tinygpt_lightning.commands.errors import UsageError, fail, say
+from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import StageProgress
-from tinygpt_lightning.commands.resume import Opened, check_pairs, how_to_go_on, opened
-from tinygpt_lightning.commands.run_files import RunFiles
-from tinygpt_lightning.commands.settings import Settings
+from tinygpt_lightning.commands.recipe import with_recipe
+from tinygpt_lightning.commands.resume import OpenRun, RunFiles, open_run, resume_command
+from tinygpt_lightning.commands.runs import BEST, keep_best
+from tinygpt_lightning.commands.settings import Settings, as_list, lightning_errors
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
-from tinygpt_lightning.gpt.memory import keep_freed_memory
+from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
 from tinygpt_lightning.trained import load
 
+MAX_SHOWN = 20  # pairs
 
-@trainers_mistakes()
+
+@lightning_errors()
 def fit(args: Sequence[str]) -> None:
-    """Train in stages, and show what was learnt.
+    """Train in stages, and print the result.
 
     Args:
-        args: What was typed behind ``fit``.
+        args: The arguments after ``fit``.
     """
     keep_freed_memory()
-    with opened(Settings("fit", args)) as it:
-        made = it.settings.instantiate()
-        _check_optimizer(made)
-        _check_averaging(made)
-        check_pairs(it, made.data)
-        _warn_of_repetitions(made.data)
+    settings = Settings("fit", args)
+    if settings.config.auto:
+        settings = with_recipe(settings)
+    with open_run(settings) as opened:
+        objects = opened.settings.instantiate(pairs=opened.pairs)
+        _check_optimizer(objects)
+        _check_averaging(objects)
+        opened.check_pairs(objects.data)
+        if objects.data.rehearse and opened.checkpoint is None:
+            _begin_with(objects.data.rehearse, objects.model.model)
+        _warn_of_lines(objects.data)
         stop = GracefulStop()
-        trainer = it.settings.make_trainer(
-            made,
-            _callbacks(it, made, stop),
-            logger=_logger(it, made),
-            plugins=[*_listed(made.trainer.plugins), SafeCheckpointIO()],
+        trainer = opened.settings.make_trainer(
+            objects,
+            _callbacks(opened, objects, stop),
+            logger=_logger(opened, objects),
+            plugins=[*as_list(objects.trainer.plugins), SafeCheckpointIO()],
         )
-        with suppress(SIGTERMException):  # Lightning's, where the signal comes before it starts to train
-            trainer.fit(made.model, made.data, ckpt_path=it.checkpoint)
+        with suppress(SIGTERMException):  # Lightning's, if the signal comes before training
+            trainer.fit(objects.model, objects.data, ckpt_path=opened.checkpoint)
         if trainer.is_global_zero:
-            _report(it, trainer, stop)
+            _report(opened, trainer, stop)
         if stop.received:
             sys.exit(128 + stop.received)
 
 
+def _begin_with(checkpoint: str, model: TinyGPT) -> None:
+    try:
+        grow_from(model, load(checkpoint).model)
+    except ValueError as error:
+        raise UsageError(f"{error}\nTo train from the beginning instead, leave out --data.rehearse.") from None
+
+
 @rank_zero_only
-def _warn_of_repetitions(data: QADataModule) -> None:
-    if lines := data.repeated:
-        more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
-        named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
-        say(f"warning: {data.path}: these lines repeat an earlier pair, which counts once: {named}")
+def _warn_of_lines(data: QADataModule) -> None:
+    alike = [" and ".join(map(str, lines)) for lines in data.alike]
+    for lines, reason in (
+        (data.repeated, "these lines repeat an earlier pair, which counts once"),
+        (data.replaced, "these lines have a new answer, which replaces the one that was taught"),
+        (alike, "these lines differ in case, diacritics, punctuation or spaces alone, and are not varied"),
+    ):
+        if lines:
+            more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+            named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
+            say(f"warning: {data.path}: {reason}: {named}")
 
 
-def _callbacks(it: Opened, made: Namespace, stop: GracefulStop) -> list[Callback]:
-    """The run's own callbacks. Those of the user come before them; Lightning moves what saves checkpoints to the end.
+def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[Callback]:
+    """The run's own callbacks, behind the user's; Lightning moves those that save checkpoints to the end.
 
-    At an epoch's end the order matters: `stop` decides whether it is the last one, before anybody saves it; the
-    text for TensorBoard is generated before a stage's end may renumber the vocabulary (`OriginalStages`); and all
-    that is logged is on the disk before `RunFiles`, and then the stages, save their checkpoints.
+    The order matters at an epoch's end: `stop` decides whether this epoch is the last one, before a checkpoint is
+    saved; the text for TensorBoard is generated before a stage's end may renumber the vocabulary (`OriginalStages`);
+    and everything logged is on the disk before `RunFiles`, and then the stages, save their checkpoints.
     """
-    if made.renumber and not made.rebuild:
+    if objects.renumber and not objects.rebuild:
         raise UsageError("renumber: expected rebuild: true beside it, since ids change where files are read, got false")
-    if made.rebuild:
-        staged: StagedTraining = OriginalStages(made.stages, it.run.path, made.renumber)
+    if objects.rebuild:
+        staged: StagedTraining = OriginalStages(objects.stages, opened.run.path, objects.renumber)
     else:
-        staged = StagedTraining(made.stages, it.run.path)
+        staged = StagedTraining(objects.stages, opened.run.path)
     return [
         stop,
-        TensorBoardReport(staged.schedule, it.settings.plain, stop),
+        TensorBoardReport(staged, opened.settings.plain, stop),
         staged,
-        StageProgress(staged.schedule, len(made.data.taught.pairs)),
+        StageProgress(staged, len(objects.data.taught.pairs)),
+        *([Snapshots(objects.snapshots)] if objects.snapshots else []),
         ExactResume(),
-        RunFiles(it.run, it.settings.text, made.save_every_n_seconds, stop),
+        RunFiles(opened.run, opened.settings.text, objects.save_every_n_seconds, stop),
     ]
 
 
-def _logger(it: Opened, made: Namespace) -> object:
-    if made.trainer.logger is not None:
-        return made.trainer.logger
-    folder, name, version = it.run.path.parent.parent, it.run.path.parent.name, it.run.path.name
-    return RunLogger(folder, name=name, version=version, default_hp_metric=False)
+def _logger(opened: OpenRun, objects: Namespace) -> object:
+    if objects.trainer.logger is not None:
+        return objects.trainer.logger
+    path = opened.run.path
+    return RunLogger(path.parent.parent, name=path.parent.name, version=path.name, default_hp_metric=False)
 
 
-def _check_optimizer(made: Namespace) -> None:
+def _check_optimizer(objects: Namespace) -> None:
     """Refuse an optimizer that cannot be made."""
     try:
-        made.model.configure_optimizers()
+        objects.model.configure_optimizers()
     except ValueError as error:
         raise UsageError(f"model.optimizer: {error}") from error
 
 
-def _check_averaging(made: Namespace) -> None:
+def _check_averaging(objects: Namespace) -> None:
     """Refuse stochastic weight averaging where its state could not be saved."""
-    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in _listed(made.trainer.callbacks))
+    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in as_list(objects.trainer.callbacks))
     if averages and "state_dict" not in vars(SWALR):
         raise UsageError(
             "StochasticWeightAveraging: expected torch 2.10 or newer, whose learning rates for it can be saved as "
@@ -120,26 +145,31 @@ def _check_averaging(made: Namespace) -> None:
         )
 
 
-def _report(it: Opened, trainer: Trainer, stop: GracefulStop) -> None:
-    """Say what came of it; and where not all stages are done, why, and how to go on."""
-    if it.settings.config.trainer.fast_dev_run:
+def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
+    """Print the result; if not all stages are done, also why, and the command that resumes the run."""
+    run, config = opened.run, opened.settings.config
+    if config.trainer.fast_dev_run:
         say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
         return
-    if trainer.current_epoch == trainer.max_epochs:
-        _print_result(it.run.stage(len(it.settings.config.stages)), it.run.path)
+    (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+    if staged.is_finished:
+        wrong = _print_result(keep_best(run, len(config.stages)), run.path)
+        if config.auto and wrong:
+            _fail_for(wrong)
         return
-    reason, changes = _ending(it.settings, trainer, stop)
-    if not it.run.last.exists():
+    reason, changes = _ending(opened.settings, trainer, stop)
+    if not run.last.exists():
         raise UsageError(f"{reason} before the first epoch was done; nothing is kept")
     if not stop.interrupted:
-        _print_result(it.run.last, it.run.path)
-    at_most = "at most " if any(stage.until for stage in it.settings.config.stages) else ""
-    so_far = f"{reason} after epoch {trainer.current_epoch} of {at_most}{trainer.max_epochs}"
-    say(f"{so_far}; go on with: {how_to_go_on(it.run, *changes)}")
+        _print_result(run.last, run.path)
+    at_most = "at most " if any(stage.until for stage in config.stages) else ""
+    last = staged.position.last_epoch(staged.stages, trainer.current_epoch)
+    progress = f"after epoch {trainer.current_epoch}" + (f" of {at_most}{last}" if last != -1 else "")
+    say(f"{reason} {progress}; resume with: {resume_command(run, *changes)}")
 
 
 def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[str, list[str]]:
-    """Why training ended before its last epoch, and the flags without which going on would end at once again."""
+    """Why training ended before its last epoch, and the flags without which a resumed run would end again at once."""
     if stop.interrupted:
         return "stopped", []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -153,28 +183,40 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
 
 
 def _without(kind: type[Callback], settings: Settings) -> list[str]:
-    asked = _listed(settings.plain["trainer"]["callbacks"])
-    others = [callback for callback in asked if callback["class_path"].rpartition(".")[2] != kind.__name__]
+    callbacks = as_list(settings.plain["trainer"]["callbacks"])
+    others = [callback for callback in callbacks if callback["class_path"].rpartition(".")[2] != kind.__name__]
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 
 
-def _print_result(checkpoint: Path, run: Path) -> None:
-    """Say on stdout what the run has learnt, as it is read back from its checkpoint, and where to look further."""
+def _fail_for(wrong: Sequence[QAPair]) -> NoReturn:
+    """Name the pairs that are not exact though the recipe's epochs are over."""
+    more = (
+        f"\nand {len(wrong) - MAX_SHOWN} more, which `validate --output FILE` writes" if len(wrong) > MAX_SHOWN else ""
+    )
+    shown = "".join(f"\n  {' → '.join(pair)!r:.120}" for pair in wrong[:MAX_SHOWN])
+    fail(f"not exact yet: {len(wrong)} pairs; a larger model.config.n_embd or more epochs may do{shown}{more}", 1)
+
+
+def _print_result(checkpoint: Path, run: Path) -> list[QAPair]:
+    """Print what the model that is read back from its checkpoint gives back, and where to look further.
+
+    Returns:
+        The pairs that are not exact.
+    """
     trained = load(checkpoint)
     taught = trained.taught
+    exact = trained.knows(taught.pairs)
+    if checkpoint.name == BEST:
+        say(f"the last stage ended worse than an earlier one; {checkpoint} is the best one, which predict and chat use")
     if len(taught.pairs) == 1:
         text = trained.complete(taught.prompts[0])
         indented = text.replace("\n", "\n           ")
         print(f"prompt     {taught.prompts[0]}")
         print(f"generated  {indented}")
-        print(f"exact      {'yes' if text == taught.text(taught.pairs[0]) else 'no'}")
+        print(f"exact      {'yes' if exact[0] else 'no'}")
     else:
         print(f"pairs      {len(taught.pairs)}")
-        print(f"exact      {sum(trained.knows(taught.pairs))}")
+        print(f"exact      {sum(exact)}")
     print(f"run        {run}")
     print(f"look       tensorboard --logdir {run.parent.parent}")
-
-
-def _listed(asked: Any) -> list[Any]:
-    """One or several, as Lightning's settings have it, as a list."""
-    return asked if isinstance(asked, list) else [] if asked is None else [asked]
+    return [pair for pair, is_exact in zip(taught.pairs, exact, strict=True) if not is_exact]

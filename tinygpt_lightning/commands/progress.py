@@ -1,11 +1,9 @@
-"""What a person sees in the terminal while something trains."""
+"""Progress on stderr: live lines in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import math
 import time
 from datetime import timedelta
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -20,161 +18,147 @@ from rich.progress import (
 )
 from typing_extensions import override
 
-from tinygpt_lightning.callbacks.stages import Schedule
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.commands.errors import say
 
 
-class Display:
-    """Lines of progress on stderr that are written over; only in a terminal.
+def progress_lines(unit: str) -> Progress:
+    """Make lines of progress that appear in a terminal alone; results on stdout do not pass through them.
 
     Args:
         unit: What is counted, in the plural.
     """
-
-    def __init__(self, unit: str) -> None:
-        self.console = Console(stderr=True)
-        self.is_live = self.console.is_terminal
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}  {{task.fields[state]}}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            redirect_stdout=False,  # the results go where they are sent
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def start(self) -> None:
-        """Begin to show what is added."""
-        if self.is_live:
-            self._progress.start()
-
-    def update(self, title: str, done: int, total: int, state: str = "") -> None:
-        """Bring the line ``title`` up to date, or add it."""
-        if title not in self._tasks:
-            self._tasks[title] = self._progress.add_task(title, total=total, state="")
-        self._progress.update(self._tasks[title], completed=done, total=total, state=state)
-        if done == total:
-            self._progress.stop_task(self._tasks[title])
-
-    def stop(self) -> None:
-        """Leave the lines as they are."""
-        if self.is_live:
-            self._progress.stop()
-
-    def print(self, line: str) -> None:
-        """Write a line that stays."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}  {{task.fields[state]}}".strip()),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=False,
+    )
 
 
 class StageProgress(Callback):
-    """Shows how each stage goes: a live line in a terminal, else one plain line at its end.
+    """Shows the progress of each stage: a live line in a terminal, elsewhere one plain line at its end.
 
     Args:
-        schedule: Which epoch belongs to which stage.
-        pairs: How many pairs are learnt.
+        staged: The callback that knows the stages.
+        pairs: How many pairs are taught.
     """
 
-    def __init__(self, schedule: Schedule, pairs: int = 1) -> None:
-        self.schedule = schedule
+    def __init__(self, staged: StagedTraining, pairs: int = 1) -> None:
+        self.staged = staged
         self.pairs = pairs
-        self.display = Display("epochs")
-        self._index = -1
-        self._start = 0  # epoch at which the stage that is shown began
-        self._unsaid = ""
+        self._begin()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.display = Display("epochs")
-        self._index, self._unsaid = -1, ""
+        self._begin()
         if trainer.is_global_zero:
-            self.display.start()
+            self._lines.start()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._update(trainer, self.schedule.stages[self.schedule.stage_at(trainer.current_epoch)].epochs)
+        self._update(trainer)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Say how the stage went; it may be over before its epochs are."""
-        self._update(trainer)
-        self._say()
+        """Complete the stage's line; the stage may end before its length."""
+        self._update(trainer, is_over=True)
+        self._print()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.display.stop()
-        self._say()
+        self._lines.stop()
+        self._print()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.display.stop()  # so that the error appears below it
+        self._lines.stop()  # so that the error appears below them
 
-    def _update(self, trainer: Trainer, epochs: int | None = None) -> None:
-        """Bring the stage's line up to date; ``epochs`` is what it takes in all, none if it is over."""
+    def _begin(self) -> None:
+        self._lines = progress_lines("")
+        self._tasks: dict[int, TaskID] = {}  # by stage
+        self._line = ""  # the stage's plain line, not printed yet
+
+    def _update(self, trainer: Trainer, *, is_over: bool = False) -> None:
+        """Update the stage's line."""
         if not trainer.is_global_zero:
             return
-        epoch = trainer.current_epoch
-        index = self.schedule.stage_at(epoch)
-        if index != self._index:
-            self._index, self._start = index, self.schedule.start_of_stage(epoch)
-        title = f"stage {index + 1}/{len(self.schedule.stages)}"
-        done = epoch + 1 - self._start
-        total = epochs or done
-        state = _state(trainer.callback_metrics, self.pairs)
-        if self.display.is_live:
-            self.display.update(title, done, total, state)
-        else:
-            self._unsaid = f"{title}: {done}{'' if done == total else f' of {total}'} epochs, {state}"
+        position, index = self.staged.position, self.staged.position.index
+        title = f"stage {index + 1}/{len(self.staged.stages)}"
+        if index not in self._tasks:
+            self._tasks[index] = self._lines.add_task(title, state="")
+        stage = self.staged.stages[index]
+        unit = "epochs" if stage.steps is None else "steps"
+        done = trainer.global_step - position.step if stage.steps else trainer.current_epoch + 1 - position.epoch
+        total = done if is_over else stage.epochs or stage.steps
+        state = f"{unit}, {_state(trainer, self.pairs)}"
+        self._lines.update(self._tasks[index], completed=done, total=total, state=state)
+        if self._lines.disable:
+            self._line = f"{title}: {done}{'' if done == total else f' of {total}'} {state}"
 
-    def _say(self) -> None:
-        if self._unsaid:
-            self.display.print(self._unsaid)
-            self._unsaid = ""
+    def _print(self) -> None:
+        if self._line:
+            say(self._line)
+            self._line = ""
 
 
-def _state(metrics: dict[str, Any], pairs: int) -> str:
-    share = float(metrics.get("val/exact_match", 0))
-    exact = f"{round(share * pairs)}/{pairs} exact" if pairs > 1 else "exact" if share else "not exact yet"
-    # No step has been made yet where a run goes on from the very end of an epoch.
-    return f"loss {float(metrics.get('train/loss', math.nan)):.3g}, {exact}"
+def _state(trainer: Trainer, pairs: int) -> str:
+    """The values to show; what was not measured is left out, or said to be unknown."""
+    metrics = trainer.callback_metrics
+    # A run that is resumed from the very end of an epoch has not made a step yet.
+    state = f"loss {float(metrics['train/loss']):.3g}, " if "train/loss" in metrics else ""
+    if "val/exact_match" not in metrics:
+        return f"{state}exactness not measured"
+    share = float(metrics["val/exact_match"])
+    if trainer.limit_val_batches != 1.0:
+        return f"{state}{share:.0%} of the measured pairs exact"
+    if pairs > 1:
+        return f"{state}{round(share * pairs)}/{pairs} exact"
+    return state + ("exact" if share else "not exact yet")
 
 
 class WorkProgress:
-    """Shows how much of a known amount of work is done: live in a terminal, else a plain line every ten seconds.
+    """Shows how much of a known amount of work is done: live in a terminal, elsewhere a line every ten seconds.
 
-    Work that is done sooner is nothing to talk about.
+    Work that takes less than ten seconds prints no line.
 
     Args:
-        title: What is done.
+        title: The work.
         unit: What is counted, in the plural.
-        total: How many of them there are.
+        total: How many units there are.
     """
 
     def __init__(self, title: str, unit: str, total: int) -> None:
         self.title, self.unit, self.total = title, unit, total
         self.done = 0
-        self.display = Display(unit)
-        self._begun = self._last = time.monotonic()
-        self.display.start()
+        self._lines = progress_lines(unit)
+        self._task = self._lines.add_task(title, total=total, state="")
+        self._begun = self._printed = time.monotonic()
+        self._lines.start()
 
     def advance(self, units: int) -> None:
-        """Count ``units`` of work, and say so once in a while."""
+        """Count ``units`` of work."""
         self.done += units
+        self._lines.update(self._task, completed=self.done)
         now = time.monotonic()
-        if self.display.is_live:
-            self.display.update(self.title, self.done, self.total)
-        elif now - self._last >= 10 or (self.done >= self.total and self._last > self._begun):
-            self._last = now
-            self.display.print(self.line(now - self._begun))
+        is_due = now - self._printed >= 10 or (self.done >= self.total and self._printed > self._begun)
+        if self._lines.disable and is_due:
+            self._printed = now
+            say(self.line(now - self._begun))
         if self.done >= self.total:
             self.close()
 
     def close(self) -> None:
-        """Leave the line as it is."""
-        self.display.stop()
+        """Stop updating; the last state stays on the screen."""
+        self._lines.stop()
 
     def line(self, seconds: float) -> str:
-        """The state after so many seconds.
+        """The plain line after this many seconds.
 
         >>> progress = WorkProgress("study", "seed-epochs", 200)
         >>> progress.done = 50

@@ -1,70 +1,140 @@
-"""What was typed: LightningCLI parses the settings of ``fit``, ``validate`` and ``predict``."""
+"""Settings of ``fit``, ``validate`` and ``predict``, parsed by LightningCLI."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type
+from jsonargparse import Namespace, _typehints
+from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type, restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_lightning.callbacks.stages import Stage
-from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.parser import Parser
-from tinygpt_lightning.commands.run import RUNS, runs_folder
+from tinygpt_lightning.callbacks.stages import Stage, StageError
+from tinygpt_lightning.commands.errors import USER_ERRORS, UsageError, fail, shorten
+from tinygpt_lightning.commands.runs import RUNS, runs_folder
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.module import TinyGPTModule
 
-register_type(torch.device)  # which callbacks of Lightning have as a setting, or it could not be saved
+register_type(torch.device)  # a setting of some of Lightning's callbacks, which could not be saved otherwise
 
 TRAINER_DEFAULTS = {
     "default_root_dir": RUNS,
     "devices": 1,  # one sentence keeps one device busy
-    "max_epochs": -1,  # the stages say
+    "max_epochs": -1,  # follows from the stages
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
-    "enable_progress_bar": False,  # a line an epoch, where one a stage is wanted
+    "enable_progress_bar": False,  # one line an epoch; this project shows one line a stage
     "enable_model_summary": False,
 }
-GO_ON = (
-    "What to go on with, instead of a new run: 'last' is the newest unfinished run of the same --config, in place; "
-    "a run's folder is that run, in place; a checkpoint begins a new run with it."
-)
+CKPT_PATH = {
+    "fit": "What to resume instead of a new run: 'last' is the newest unfinished run of the same --config, in place; "
+    "a run's folder is that run, in place; from a checkpoint file a new run continues.",
+    "validate": "Checkpoint to read, or a run's folder; null means the newest finished run of the same --config.",
+}
+OUTPUT = {
+    "validate": "File for the pairs that are not exact, one JSON object a line.",
+    "predict": "File for the texts, one JSON object a line.",
+}
 _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
     "model.taught": lambda data: data.taught,
     "model.vocab": lambda data: data.tokenizer.vocab,
     "model.config.vocab_size": lambda data: len(data.tokenizer),
 }
-OUTPUTS = {
-    "validate": "File for the pairs that are not learnt yet, one JSON object a line.",
-    "predict": "File for the texts, one JSON object a line.",
-}
-READ = "Checkpoint to read, or a run's folder; null means the newest finished run of the same --config."
+
+# Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
+# the end of the run. All others must stay. Instead of the path to the pairs, the pairs themselves are compared.
+FREE_SETTINGS = (
+    "data.path", "data.prompts", "data.questions", "generation", "save_every_n_seconds", "snapshots",
+    "trainer.default_root_dir",
+    "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
+    "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
+    "trainer.max_time", "trainer.model_registry", "trainer.profiler",
+)  # fmt: skip
+FREE_CALLBACKS = (
+    "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
+    "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "Snapshots", "ThroughputMonitor", "Timer",
+    "TQDMProgressBar",
+)  # fmt: skip
+
+
+@contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Raise what Lightning and the stages refuse as a `UsageError`, in the first of several processes.
+
+    Raises:
+        UsageError: If they refuse something.
+    """
+    try:
+        yield
+    except (*USER_ERRORS, StageError, MisconfigurationException) as error:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            sys.exit(2)  # each process of a distributed fit raises the same error
+        raise error if isinstance(error, USER_ERRORS) else UsageError(str(error)) from error
+
+
+def _forget_arguments(_parser: Any, before: Any, value: Any) -> None:
+    """Drop the arguments of the class before, if ``value`` names another class, which then has its own defaults.
+
+    jsonargparse drops only those that the new class does not know: an SGD would silently take over AdamW's weight
+    decay, which is decoupled there and L2 regularisation here.
+    """
+    if before and before.get("init_args") and before["class_path"] != value["class_path"]:
+        before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
+
+
+# There is no setting for this; a test fails if a version of jsonargparse has another name for it.
+_typehints.discard_init_args_on_class_path_change = _forget_arguments
+
+
+class Parser(LightningArgumentParser):
+    """Reports a mistake in a few lines."""
+
+    stage: type[Stage] = Stage  # the element type of a list of stages
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason, without the usage, which fills a screen."""
+        unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
+        if unknown:
+            message += self._suggestion(unknown[1] or unknown[2])
+        fail(shorten(message), 2)
+
+    def _suggestion(self, option: str) -> str:
+        fields = [field.name for field in dataclasses.fields(self.stage)]
+        close = difflib.get_close_matches(option, [*(action.dest for action in self._actions), *fields, "lr"], n=1)
+        return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
 
 
 class Settings(LightningCLI):
-    """Parsed settings, and what Lightning makes of them when it is asked to.
+    """Parsed settings, and the objects that they describe.
 
     Args:
         command: fit, validate or predict.
-        args: What was typed behind it.
-        base: A file of settings that what was typed is put on top of.
+        args: The arguments after it.
+        base: A file of settings that the arguments override.
+        defaults: A file of settings that the arguments and all their configurations override.
 
     Raises:
-        UsageError: If something is asked for that cannot be done.
+        UsageError: If a setting is wrong.
     """
 
-    def __init__(self, command: str, args: Sequence[str], base: Path | None = None) -> None:
+    def __init__(
+        self, command: str, args: Sequence[str], base: Path | None = None, defaults: Path | None = None
+    ) -> None:
         self.command = command
         self.args = list(args)
         super().__init__(
@@ -78,21 +148,29 @@ class Settings(LightningCLI):
                 "prog": f"{PROGRAM} {command}",
                 "description": COMMANDS[command].summary,
                 "usage": f"{PROGRAM} {command} [options]",
+                "default_config_files": [str(defaults)] if defaults else [],
             },
-            auto_configure_optimizers=False,  # it makes one optimizer and returns that one for ever
+            auto_configure_optimizers=False,  # it would make one optimizer and return it for every stage
             load_from_checkpoint_support=False,  # the module reads its checkpoints itself
             args=[*(["--config", str(base)] if base else []), *args],
             run=False,
         )
 
     def on_top_of(self, base: Path) -> Settings:
-        """The same command line, with everything that it does not say taken from ``base``."""
+        """The same command line, with all other settings taken from ``base``."""
         return Settings(self.command, self.args, base)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what Lightning does not know of."""
+        """Add the settings that are not the model's, the data's or the trainer's."""
         one_stage = [Namespace(dataclasses.asdict(Stage(epochs=30)))]  # type: ignore[no-untyped-call]
         parser.add_argument("--stages", type=list[Stage], default=one_stage, help="The stages, in order.")
+        parser.add_argument(
+            "--auto",
+            type=bool,
+            default=False,
+            help="Whether template, sizes, batches, learning rate and stages follow from the pairs where they are not "
+            "set; fit then fails unless all pairs are exact in the end.",
+        )
         parser.add_argument(
             "--rebuild",
             type=bool,
@@ -103,13 +181,19 @@ class Settings(LightningCLI):
             "--renumber",
             type=bool,
             default=False,
-            help="Whether the vocabulary is numbered anew where a stage ends, the original's mistake; with --rebuild.",
+            help="Whether the vocabulary is renumbered where a stage ends, the original's mistake; with --rebuild.",
         )
         parser.add_argument(
             "--save_every_n_seconds",
             type=NonNegativeFloat,
             default=30.0,
             help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
+        )
+        parser.add_argument(
+            "--snapshots",
+            type=restricted_number_type("TwoOrMore", int, (">=", 2)) | None,
+            default=None,
+            help="Moments of the training whose weights are kept, for `show`; null means none.",
         )
         parser.add_argument(
             "--threads",
@@ -119,51 +203,60 @@ class Settings(LightningCLI):
             "result's last bits depend on it.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
-        parser.add_argument("--ckpt_path", type=str | None, help=GO_ON if self.command == "fit" else READ)
-        if self.command in OUTPUTS:
-            parser.add_argument("--output", type=str | None, help=OUTPUTS[self.command])
-        # What is taught, and so the vocabulary, comes from the data; all other commands read it from a checkpoint,
-        # and a file of questions alone teaches nothing.
+        parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH.get(self.command, CKPT_PATH["validate"]))
+        if self.command in OUTPUT:
+            parser.add_argument("--output", type=str | None, help=OUTPUT[self.command])
         parser.link_arguments("model.config.n_positions", "data.n_positions")
+        # `fit` takes the vocabulary from the data; the other commands read it from a checkpoint, and their data may
+        # be a file of questions alone.
         for target, read in _FROM_DATA.items() if self.command == "fit" else ():
             parser.link_arguments("data", target, compute_fn=read, apply_on="instantiate")
         # For --help: the Trainer's many options after those of this project.
         parser._action_groups.sort(key=lambda group: "aspect of training" in str(group.title))  # type: ignore[attr-defined]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what was typed."""
-        # Lightning's own method warns of arguments that are handed over, as they are here.
+        """Parse the arguments."""
+        # Lightning's own method warns of arguments that are passed to it, as here.
         self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:
-        """Nothing yet: a command asks for what it needs, when it knows where."""
+        """Do nothing: a command calls `instantiate` when it needs the objects."""
 
-    def instantiate(self, *, model: bool = True) -> Namespace:
-        """Make the classes; the model only where it is to be trained, and not where it is read from a file."""
+    def instantiate(self, *, model: bool = True, pairs: Path | None = None) -> Namespace:
+        """Make the objects; not the ``model`` if it will be read from a checkpoint.
+
+        Args:
+            model: Whether to make the model.
+            pairs: The checkpoint to take the pairs from, instead of ``data.path``.
+
+        Raises:
+            UsageError: If a class refuses a setting.
+        """
         config = self.config.clone()
         if not model:
             del config["model"]
+        if pairs:
+            config.data.path = str(pairs)
         if config.threads:
             torch.set_num_threads(config.threads)
         try:
-            made: Namespace = self.parser.instantiate_classes(config)
+            objects: Namespace = self.parser.instantiate_classes(config)
         except (ValueError, MisconfigurationException) as error:
-            reason = error.__cause__ or error  # the parser puts words of its own around what a link raises
+            reason = error.__cause__ or error  # the parser wraps an error of a link in its own
             raise (reason if isinstance(reason, OSError) else UsageError(str(reason))) from error
-        return made
+        return objects
 
-    def make_trainer(self, made: Namespace, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
-        """Make the trainer: what was asked for, then ``callbacks``, then what a command changes."""
-        asked = made.trainer.callbacks or []
-        asked = asked if isinstance(asked, list) else [asked]
+    def make_trainer(self, objects: Namespace, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
+        """Make the trainer of the settings, with more ``callbacks`` behind the user's, and with ``changes``."""
+        settings = {**objects.trainer.as_dict(), "callbacks": [*as_list(objects.trainer.callbacks), *callbacks]}
         try:
-            return Trainer(**{**made.trainer.as_dict(), "callbacks": [*asked, *callbacks], **changes})
+            return Trainer(**{**settings, **changes})
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(str(error)) from error
 
     @cached_property
     def text(self) -> str:
-        """Every setting, as YAML; but not where this process went on from."""
+        """Every setting but ``ckpt_path``, as YAML."""
         config = self.config.clone()
         config.ckpt_path = None
         return str(self.parser.dump(config, skip_none=False))
@@ -176,10 +269,43 @@ class Settings(LightningCLI):
 
     @property
     def config_files(self) -> list[Path]:
-        """The files that were typed."""
+        """The values of ``--config``."""
         return [Path(str(file)) for file in self.config.get("config") or []]
 
     @property
     def folder(self) -> Path:
-        """Where the runs of this configuration lie: named after the configuration files."""
+        """The folder of this configuration's runs, named after the configuration files."""
         return runs_folder(self.config_files, self.config.trainer.default_root_dir)
+
+
+def as_list(setting: Any) -> list[Any]:
+    """A setting of Lightning that is None, one value or a list, as a list."""
+    return setting if isinstance(setting, list) else [] if setting is None else [setting]
+
+
+def decisive(settings: Mapping[str, Any], stages_begun: int) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat: names with dots to values.
+
+    Args:
+        settings: All settings, as plain values.
+        stages_begun: How many stages the run has begun; later ones are left out.
+    """
+    begun = {f"stages[{i}]": stage for i, stage in enumerate(settings["stages"][:stages_begun])}
+    flat = _flatten({**{name: value for name, value in settings.items() if name != "stages"}, **begun})
+    flat["trainer.callbacks"] = [
+        callback
+        for callback in as_list(flat.get("trainer.callbacks"))
+        if callback["class_path"].rpartition(".")[2] not in FREE_CALLBACKS
+    ]
+    free = tuple(f"{name}." for name in FREE_SETTINGS)
+    return {name: value for name, value in flat.items() if not f"{name}.".startswith(free)}
+
+
+def _flatten(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": leaf for inner, leaf in _flatten(value).items()})
+        else:
+            flat[str(name)] = value
+    return flat

@@ -1,19 +1,25 @@
-"""The table of commands: what each does, and where it is."""
+"""The table of commands, and the parser of those that need no Lightning."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from typing_extensions import override
+
+from tinygpt_lightning.commands.errors import fail
 
 PROGRAM = "python -m tinygpt_lightning"
 
 
 class Command(NamedTuple):
-    """A command, by name: whoever asks for one loads no libraries of another.
+    """A command, given by name so that the table imports no command's libraries.
 
     Args:
-        summary: What it does, for ``--help``.
-        module: Where it is.
-        function: Its name there; it takes what was typed behind the command.
+        summary: One sentence for ``--help``.
+        module: The module below this package.
+        function: The function in it; it takes the arguments after the command.
     """
 
     summary: str
@@ -22,33 +28,54 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("Train in stages, and show what was learnt.", "tinygpt_lightning.commands.fit", "fit"),
+    "fit": Command("Train in stages, and show the result.", "commands.fit", "fit"),
     "validate": Command(
-        "Measure what a trained model knows by heart, and show what it says instead of the rest.",
-        "tinygpt_lightning.commands.evaluate",
+        "Measure which pairs a trained model gives back exactly, and show its text for the others.",
+        "commands.validate",
         "validate",
     ),
     "predict": Command(
-        "Continue prompts with a trained model: the texts go to stdout, and nothing else does.",
-        "tinygpt_lightning.commands.evaluate",
-        "predict",
+        "Continue prompts with a trained model; stdout gets the texts and nothing else.", "commands.predict", "predict"
     ),
     "chat": Command(
-        "Ask a trained network questions, and see how sure it is of each character.",
-        "tinygpt_lightning.commands.chat.command",
-        "chat",
+        "Ask a trained model questions, and see how sure it is of each character.", "commands.chat", "chat"
     ),
-    "export": Command(
-        "Write a trained network as Hugging Face's programs read it.", "tinygpt_lightning.commands.exchange", "export"
-    ),
+    "show": Command("Write a page that shows a trained model at work.", "commands.show", "show"),
+    "export": Command("Write a trained model in Hugging Face's form.", "commands.exchange", "export"),
     "import": Command(
-        "Make a checkpoint of a network from Hugging Face's folder, or the original project's.",
-        "tinygpt_lightning.commands.exchange",
+        "Make a checkpoint of a model from Hugging Face's folder, or the original project's.",
+        "commands.exchange",
         "import_",
     ),
     "study": Command(
-        "Run an experiment: many runs that differ in one thing, and a report on what it does.",
-        "tinygpt_lightning.study.command",
-        "study",
+        "Run an experiment: many runs that differ in one thing, and a report on its effect.", "study.command", "study"
     ),
 }
+
+
+class Arguments(ArgumentParser):
+    """The options of a command; a mistake is reported in one line.
+
+    Args:
+        command: Its name.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"{PROGRAM} {command}", description=COMMANDS[command].summary, allow_abbrev=False)
+
+    def add_checkpoint(self) -> None:
+        """Add ``--ckpt_path`` and ``--config``, of which `runs.chosen_checkpoint` makes a path."""
+        self.add_argument("--ckpt_path", metavar="FILE", type=Path, help="Checkpoint to read, or a run's folder.")
+        self.add_argument(
+            "-c",
+            "--config",
+            metavar="FILE",
+            type=Path,
+            action="append",
+            default=[],
+            help="Take the newest finished run of this configuration. Without either, the newest of all.",
+        )
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        fail(message, 2)

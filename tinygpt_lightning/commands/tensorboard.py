@@ -1,10 +1,12 @@
-"""What a person sees in TensorBoard beyond the logged scalars."""
+"""What TensorBoard shows of a run besides logged scalars: a curve for each stage, texts, attention, results."""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,30 +16,41 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
-from tinygpt_lightning.callbacks.stages import Schedule
-from tinygpt_lightning.commands.attention_picture import LONGEST, tile_heads
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.commands.attention_picture import tile_heads
+from tinygpt_lightning.commands.terminal import visible
+from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.module import TinyGPTModule
+from tinygpt_lightning.page.parts import parts, taken_out
 
-SHOWN = 3  # so many pairs are followed while a model learns them
+MAX_TEXTS = 3  # pairs whose texts are shown
+MAX_SYMBOLS = 96  # symbols in the attention picture; earlier ones cannot attend to later ones, so that none is missing
+MAX_NEEDS = 64  # pairs that show which parts the model needs
+MAX_PROJECTED = 2_000  # symbols in the projector
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's logger without its ``hparams.yaml``: a run's ``config.yaml`` says it all."""
+    """Lightning's logger without its ``hparams.yaml``, since a run's ``config.yaml`` holds all settings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         threading.excepthook = _without_writers(threading.excepthook)
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, but not Lightning's ``epoch``, which would stand before the losses and tell nothing."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
     def save(self) -> None:
-        """Bring everything logged so far to the disk."""
+        """Write everything logged so far to the disk."""
         self.experiment.flush()
 
 
 def _without_writers(hook: Callable[[threading.ExceptHookArgs], Any]) -> Callable[[threading.ExceptHookArgs], Any]:
     def report(args: threading.ExceptHookArgs) -> None:
-        # What TensorBoard's thread cannot write, it also tells the thread that trains, which says so in a line.
+        # TensorBoard's thread passes its OSError on to the main thread, which reports it in one line.
         if not (isinstance(args.thread, _AsyncWriterThread) and isinstance(args.exc_value, OSError)):
             hook(args)
 
@@ -45,102 +58,158 @@ def _without_writers(hook: Callable[[threading.ExceptHookArgs], Any]) -> Callabl
 
 
 class TensorBoardReport(Callback):
-    """Shows the loss of each stage in a curve of its own, the text as it improves, what the heads look at.
+    """Shows what a learner looks for: losses, texts and attention while they improve, characters, settings.
+
+    The loss of each stage has a curve of its own, as a logarithm, since it falls by decades; its name comes first in
+    the alphabet, so that TensorBoard opens on it.
 
     Args:
-        schedule: Which epoch belongs to which stage.
-        settings: All settings of the run; the telling ones are compared with those of other runs.
-        stop: The callback that knows whether somebody interrupted the run.
-        text_every_n_epochs: How often the text is generated, in epochs, as long as it improves; also at each stage's
-            end.
+        staged: The callback that knows the stages.
+        settings: All settings of the run; TensorBoard compares the important ones between runs.
+        stop: The callback that notes signals.
+        text_every_n_epochs: How often texts are generated, in epochs, while they improve; also at each stage's end.
     """
 
     def __init__(
         self,
-        schedule: Schedule,
+        staged: StagedTraining,
         settings: Mapping[str, Any],
         stop: GracefulStop,
         text_every_n_epochs: int = 5,
     ) -> None:
-        self.schedule = schedule
+        self.staged = staged
         self.settings = settings
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
-        self.shown_at: float | None = None  # the character error rate when the text was shown last
-        self._shown_in: int | None = None  # the epoch of that
+        self.shown_at: float | None = None  # the character error rate of the texts shown last
+        self._shown_in: int | None = None  # their epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay the stages' curves over each other; hide what a killed run logged of steps that come again."""
+        """Define the chart of all stages; hide values that a killed run logged for steps that will be repeated."""
         if writer := _writer(trainer):
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
             writer.file_writer.add_event(start, step=trainer.global_step)  # type: ignore[attr-defined]
-            tags = [f"loss_by_stage/stage_{number}" for number in range(1, len(self.schedule.stages) + 1)]
-            writer.add_custom_scalars_multilinechart(tags, "stages", "train/loss, stage by stage")
+            tags = [_loss_tag(index) for index in range(len(self.staged.stages))]
+            writer.add_custom_scalars_multilinechart(tags, "stages", "log10 of train/loss, stage by stage")
+            if trainer.global_step == 0 and isinstance(pl_module, TinyGPTModule):
+                _project(writer, pl_module, "before training")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the loss under its stage, so that a boundary is where one curve ends and the next begins."""
+        """Log the loss under its stage, so that a new curve begins at each boundary."""
         writer = _writer(trainer)
         if writer and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            tag = f"loss_by_stage/stage_{self.schedule.stage_at(trainer.current_epoch) + 1}"
-            writer.add_scalar(tag, outputs["loss"], trainer.global_step - 1)
+            loss = math.log10(max(float(outputs["loss"]), 1e-45))  # a loss may be 0
+            writer.add_scalar(_loss_tag(self.staged.position.index), loss, trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the text now and then, if it has changed."""
+        """Show texts every few epochs, if they have changed."""
         done = trainer.current_epoch + 1
         is_due = done == 1 or done % self.text_every_n_epochs == 0
         if is_due and _error_rate(trainer) != self.shown_at:
-            self._show_text(trainer, pl_module)
+            self._show_texts(trainer, pl_module)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Show the text and the attention, and at the very end what came of it all."""
+        """Show texts, attention and characters; at the last stage's end also settings and what the model needs."""
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
         if self._shown_in != trainer.current_epoch:
-            self._show_text(trainer, pl_module)
-        text = pl_module.taught.text(pl_module.taught.pairs[0])[: min(LONGEST, pl_module.model.config.n_positions)]
-        weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
-        image = Summary.Value(tag="attention of the heads", image=_png(tile_heads(weights, text)))
-        # Not by `add_image`, which makes wide numbers of the bytes: that took more memory than anything else in a fit.
-        writer.file_writer.add_summary(Summary(value=[image]), trainer.global_step - 1)  # type: ignore[attr-defined]
+            self._show_texts(trainer, pl_module)
+        _project(writer, pl_module, f"after stage {index + 1}")
         if trainer.current_epoch + 1 == trainer.max_epochs:
-            self._log_settings(trainer)
-        # Before the stage's checkpoint: a run that is killed after it never comes here again.
+            self._conclude(trainer, pl_module)
+        # Before the stage's checkpoint: a run that is resumed from it does not call this hook again.
         writer.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what came of it where training ended early; a run that was interrupted is not at its end."""
+        """Show settings and what the model needs if training ended early; a run that was interrupted has not ended."""
         if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
-            self._log_settings(trainer)
+            self._conclude(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to show the same texts."""
+        """The error rate of the texts shown last, so that a resumed run shows the same texts."""
         return {"shown_at": self.shown_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore it."""
         self.shown_at = state["shown_at"]
 
-    def _show_text(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _show_texts(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.shown_at, self._shown_in = _error_rate(trainer), trainer.current_epoch
         if (writer := _writer(trainer)) and isinstance(pl_module, TinyGPTModule):
-            said = "\n\n".join(_said(pl_module, trainer.current_epoch + 1))
-            writer.add_text("generated", said, trainer.global_step - 1)
+            taught = pl_module.taught
+            pairs = taught.pairs[:MAX_TEXTS]
+            texts = pl_module.trained.complete_all([taught.prompt(pair.question) for pair in pairs])
+            shown = [
+                f"epoch {trainer.current_epoch + 1}, {'' if text == taught.text(pair) else 'not '}exact:\n\n"
+                # An indented block is the one form of Markdown in which no character of the text has a meaning.
+                + "\n".join(f"    {line}" for line in text.split("\n"))
+                for pair, text in zip(pairs, texts, strict=True)
+            ]
+            writer.add_text("generated", "\n\n".join(shown), trainer.global_step - 1)
 
-    def _log_settings(self, trainer: Trainer) -> None:
-        final = {
-            f"final/{name.removeprefix('val/')}": float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/")
-        }
-        assert trainer.logger  # noqa: S101
-        trainer.logger.log_hyperparams(_compared(self.settings), metrics=final, step=trainer.global_step - 1)
+            text = taught.text(pairs[0])[: min(MAX_SYMBOLS, pl_module.model.config.n_positions)]
+            weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
+            image = Summary.Value(tag="attention of the heads", image=_png(tile_heads(weights, text)))
+            # Not by `add_image`, whose wide numbers took more memory than all the rest of a fit.
+            writer.file_writer.add_summary(Summary(value=[image]), trainer.global_step - 1)  # type: ignore[attr-defined]
+
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = _writer(trainer)
+        if writer is None or not isinstance(pl_module, TinyGPTModule):
+            return
+        # The metrics are the curves that are there already, of which the table of settings shows the last values.
+        metrics = {name: 0 for name in trainer.callback_metrics if name.startswith("val/")}
+        for summary in hparams(_compared(self.settings, pl_module), metrics):  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+        writer.add_text("what it needs", _needs(pl_module), trainer.global_step - 1)
+
+
+def _loss_tag(index: int) -> str:
+    return f"log10_loss/stage_{index + 1}"
+
+
+def _needs(module: TinyGPTModule) -> str:
+    """How many pairs stay exact without a part of the model, as a table."""
+    pairs, trained = module.taught.pairs[:MAX_NEEDS], module.trained
+    rows = [f"| nothing | {sum(trained.knows(pairs))} |"]
+    for part in parts(module.model.config)[:4]:  # without the heads one by one
+        with taken_out(module.model, part):
+            rows.append(f"| {part} | {sum(trained.knows(pairs))} |")
+    return "\n".join([f"| without | exact of {len(pairs)} |", "| --- | --- |", *rows])
+
+
+def _project(writer: SummaryWriter, module: TinyGPTModule, moment: str) -> None:
+    """Give TensorBoard's projector the character embeddings of a moment, with the characters as labels.
+
+    In files of the run and not by `add_embedding`, which forgets earlier moments where a run is resumed.
+    """
+    run = Path(writer.log_dir)
+    folder = run / "projector"
+    folder.mkdir(exist_ok=True)
+    name = moment.replace(" ", "-")
+    vectors = module.model.wte.weight.detach()[:MAX_PROJECTED].tolist()
+    symbols = sorted(module.tokenizer.vocab, key=module.tokenizer.vocab.__getitem__)[:MAX_PROJECTED]
+    write_whole(folder / f"{name}.tsv", _lines("\t".join(map(str, vector)) for vector in vectors))
+    write_whole(folder / f"{name}.symbols", _lines(map(visible, symbols)))
+    moments = [path.stem for path in sorted(folder.glob("*.tsv"), key=lambda path: path.stat().st_mtime_ns)]
+    write_whole(run / "projector_config.pbtxt", _lines(_EMBEDDING.format(name=moment) for moment in moments))
+
+
+_EMBEDDING = """embeddings {{
+  tensor_name: "characters-{name}"
+  tensor_path: "projector/{name}.tsv"
+  metadata_path: "projector/{name}.symbols"
+}}"""
+
+
+def _lines(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _png(picture: Image.Image) -> Summary.Image:
-    """A picture as TensorBoard keeps it."""
     file = BytesIO()
     picture.save(file, "PNG")
     return Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=file.getvalue())
@@ -150,38 +219,40 @@ def _error_rate(trainer: Trainer) -> float:
     return float(trainer.callback_metrics.get("val/next_char_error_rate", 1))
 
 
-def _said(module: TinyGPTModule, epoch: int) -> Iterator[str]:
-    """What the module makes of some of its pairs, and whether that is what it should."""
-    pairs = module.taught.pairs[:SHOWN]
-    texts = module.trained.complete_all([module.taught.prompt(pair.question) for pair in pairs])
-    for pair, text in zip(pairs, texts, strict=True):
-        verdict = "exact" if text == module.taught.text(pair) else "not exact"
-        yield f"epoch {epoch}, {verdict}:\n\n" + _as_code(text)
-
-
-def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What TensorBoard compares between runs."""
-    optimizer = settings["model"]["optimizer"]
+def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, bool | str | float]:
+    """The settings that TensorBoard compares between runs: the ones that matter most first, then all that were set."""
+    stages = " + ".join(
+        ("≤ " if stage.get("until") else "")
+        + (f"{stage['steps']} steps" if stage.get("steps") else str(stage["epochs"]))
+        for stage in settings["stages"]
+    )
+    first = {
+        "n_embd": module.model.config.n_embd,
+        "n_head": module.model.config.n_head,
+        "learning_rate": settings["model"]["optimizer"]["init_args"].get("lr"),
+        "batch_size": settings["data"]["batch_size"],
+        "pairs": len(module.taught.pairs),
+        "stages": stages,
+    }
+    every = {**first, **_flat({name: value for name, value in settings.items() if name != "stages"})}
     return {
-        "seed": settings["seed_everything"],
-        "stages": " + ".join(
-            ("≤ " if stage.get("until") else "") + str(stage["epochs"]) for stage in settings["stages"]
-        ),
-        "rebuild": settings["rebuild"],
-        "optimizer": optimizer["class_path"],
-        "learning_rate": optimizer["init_args"].get("lr"),
-        **settings["model"]["config"],
+        name: value if isinstance(value, bool | str | int | float) else str(value)
+        for name, value in every.items()
+        if value is not None
     }
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings by one name each: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
+    return flat
+
+
 def _writer(trainer: Trainer) -> SummaryWriter | None:
-    """The run's event file; only the first process has one, and only with the logger of this module."""
+    """The run's event file; None in all processes but the first, and with another logger than `RunLogger`."""
     if not isinstance(trainer.logger, RunLogger) or not trainer.is_global_zero:
         return None
     writer: SummaryWriter = trainer.logger.experiment
     return writer
-
-
-def _as_code(text: str) -> str:
-    # An indented block is the one form of Markdown in which no character of the text means anything.
-    return "\n".join(f"    {line}" for line in text.split("\n"))

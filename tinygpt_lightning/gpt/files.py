@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process at a time writes in."""
+"""Files that appear whole or not at all, and folders that one process at a time writes to."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class FolderLockedError(ValueError):
-    """Two processes would write in one folder."""
+    """Another process is writing to the folder."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the name ``path`` when the block ends well, and leaves nothing if it does not.
+    """Open a file that takes the name ``path`` when the block succeeds, and that disappears when the block fails.
 
-    At every instant ``path`` names the earlier file or the new one, whole; when the block is over, the new one
-    is on the disk.
+    At every instant ``path`` names the earlier file or the new one, whole; after the block the new file is on the
+    disk.
 
     Raises:
-        OSError: If it cannot be written; it names ``path``, and what was there is still there.
+        OSError: If the file cannot be written; the error names ``path``, and the earlier file is untouched.
     """
     temporary = _temporary(path)
     try:
@@ -45,13 +45,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that takes the name ``path`` when the block ends well, and leaves nothing if it does not.
+    """Fill a folder that takes the name ``path`` when the block succeeds, and that disappears when the block fails.
 
-    What was there is replaced: whether it may be is for the caller to know. At every instant ``path`` names a folder
-    that is whole, or none.
+    It replaces an earlier folder; the caller decides whether it may. At every instant ``path`` names a whole folder,
+    or none.
 
     Raises:
-        OSError: If it cannot be written; it names ``path``, and what was there is still there.
+        OSError: If the folder cannot be written; the error names ``path``, and the earlier folder is untouched.
     """
     temporary, old = _temporary(path), _temporary(path)
     try:
@@ -81,12 +81,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def link_whole(source: Path, path: Path) -> None:
-    """Make ``path`` another name of the file ``source``, in no time; a copy where there are no such links.
+    """Make ``path`` a hard link to the file ``source``; a copy where the file system has no hard links.
 
     At every instant ``path`` names the earlier file or the new one, whole.
 
     Raises:
-        OSError: If neither can be made; what was there is still there.
+        OSError: If neither is possible; the earlier file is untouched.
     """
     if path.exists() and path.samefile(source):
         return
@@ -101,7 +101,7 @@ def link_whole(source: Path, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left in ``folder``; nobody else may be writing there."""
+    """Delete the temporary files of killed writers in ``folder``; no other process may be writing there."""
     for path in folder.iterdir():
         if _LEFTOVER.fullmatch(path.name):
             path.unlink()
@@ -109,7 +109,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing in ``folder``.
+    """Keep other processes from writing to ``folder``.
 
     Raises:
         FolderLockedError: If another process has locked it.

@@ -51,29 +51,28 @@ class GenerationConfig:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, or null, got {self.seed}")
 
 
-def check_lengths(prompt_length: int, config: GenerationConfig, n_positions: int) -> int:
-    """Check a prompt's length before generation.
+def check_lengths(config: GenerationConfig, n_positions: int, *prompt_lengths: int) -> int:
+    """Check the lengths of prompts before generation.
 
     Args:
-        prompt_length: Length of the prompt, in characters.
-        config: How it is continued.
+        config: How the prompts are continued.
         n_positions: Number of positions of the model.
+        prompt_lengths: Length of each prompt, in characters.
 
     Returns:
         The greatest length of the text, prompt included.
 
     Raises:
-        ValueError: If the prompt is empty or longer than ``max_length``, or ``max_length`` is beyond
-            the model's ``n_positions``.
+        ValueError: If a prompt is empty or longer than ``max_length``, or ``max_length`` is beyond ``n_positions``.
     """
     max_length = config.max_length or n_positions + 1
     # The last character is written and not read, so it needs no position.
     if max_length > n_positions + 1:
         raise ValueError(f"max_length: expected at most {n_positions + 1}, n_positions + 1, got {max_length}")
-    if prompt_length < 1:
+    if min(prompt_lengths) < 1:
         raise ValueError("prompt: expected at least one character, got none")
-    if prompt_length > max_length:
-        raise ValueError(f"prompt: expected at most max_length={max_length} characters, got {prompt_length}")
+    if (longest := max(prompt_lengths)) > max_length:
+        raise ValueError(f"prompt: expected at most max_length={max_length} characters, got {longest}")
     return max_length
 
 
@@ -231,14 +230,10 @@ def stream(
     end: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[Step]:
-    """Continue prompts as `generate` does, a character at a time.
-
-    Raises:
-        ValueError: If a prompt is empty or too long, or ``max_length`` is beyond ``n_positions``.
-    """
+    """Continue prompts as `generate` does, and raise as it does, a character at a time."""
     config = config or GenerationConfig()
     lengths = _lengths(ids) if lengths is None else lengths
-    limit = _limit(lengths, config, model)
+    limit = check_lengths(config, model.config.n_positions, *lengths.tolist())
     generator = torch.Generator()  # on the CPU, so that a seed means the same on every device
     if config.seed is None:
         generator.seed()
@@ -292,8 +287,7 @@ def generate(
         config: Greedy by default; without a ``max_length`` the texts continue as far as the model has positions.
         lengths: Length of each prompt, ``(B,)``; None means that all have the same length.
         end: Id of the symbol that ends a text; None means that there is no such symbol.
-        use_cache: Whether to keep keys and values instead of computing them again for each new character; the text
-            is the same either way.
+        use_cache: Whether to keep keys and values for the next characters; the text is the same either way.
 
     Returns:
         Prompts and continuations, ``(B, L)`` with the longest one's length. Behind the end of a text its end symbol
@@ -307,7 +301,7 @@ def generate(
     config = config or GenerationConfig()
     lengths = _lengths(ids) if lengths is None else lengths.clone()
     fill = 0 if end is None else end
-    limit = _limit(lengths, config, model)
+    limit = check_lengths(config, model.config.n_positions, *lengths.tolist())
     texts = F.pad(ids, (0, limit - ids.size(1)))
     texts = texts.masked_fill(torch.arange(limit, device=ids.device) >= lengths.unsqueeze(1), fill)
     for step in stream(model, ids, config, lengths=lengths.clone(), end=end, use_cache=use_cache):
@@ -318,12 +312,6 @@ def generate(
 
 def _lengths(ids: Tensor) -> Tensor:
     return torch.full((ids.size(0),), ids.size(1), device=ids.device)
-
-
-def _limit(lengths: Tensor, config: GenerationConfig, model: TinyGPT) -> int:
-    """Check the prompts' lengths, ``(B,)``, and return the greatest length of a text."""
-    check_lengths(int(lengths.min()), config, model.config.n_positions)
-    return check_lengths(int(lengths.max()), config, model.config.n_positions)
 
 
 def _choose(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -> Tensor:

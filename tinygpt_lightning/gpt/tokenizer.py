@@ -13,7 +13,7 @@ PAD = "<pad>"
 UNK = "<unk>"
 EOS = "<eos>"
 SPECIALS = (PAD, UNK, EOS)
-MOST_NAMED = 100  # so many characters of a vocabulary are listed in a message
+MOST_NAMED = 100  # characters of a vocabulary that a message lists
 
 
 class UnknownCharacterError(ValueError):
@@ -21,7 +21,7 @@ class UnknownCharacterError(ValueError):
 
 
 class VocabularyError(ValueError):
-    """A mapping or a file is no vocabulary."""
+    """A mapping or a file is invalid as a vocabulary."""
 
 
 def normalize(text: str) -> str:
@@ -40,12 +40,12 @@ class CharTokenizer:
     """Text to ids and back, one character at a time.
 
     Args:
-        vocab: Symbol to id. The ids are taken as they are: the weights of a trained model know its
-            symbols by these numbers, so a vocabulary is kept, never worked out again.
+        vocab: Symbol to id. The ids are kept as they are: the weights of a trained model know its symbols by these
+            ids, so a vocabulary is never numbered again.
 
     Attributes:
         vocab: Symbol to id.
-        end: The id of ``<eos>``, which ends a text; none where the vocabulary has no such symbol.
+        end: The id of ``<eos>``, which ends a text; None if the vocabulary has no such symbol.
 
     Raises:
         VocabularyError: If the ids are not ``0 … len(vocab) - 1``, a symbol is neither one character nor
@@ -71,7 +71,7 @@ class CharTokenizer:
         """Make the vocabulary of ``texts``: their characters by code point, then ``<pad>`` and ``<unk>``.
 
         Args:
-            texts: All that is to be encoded.
+            texts: All texts that will be encoded.
             end_symbol: Whether to add ``<eos>``.
 
         Raises:
@@ -89,7 +89,7 @@ class CharTokenizer:
 
         Args:
             text: Any text; it is brought to NFC first.
-            allow_unknown: Give a character that the vocabulary lacks the id of ``<unk>``.
+            allow_unknown: Whether a character that the vocabulary lacks gets the id of ``<unk>``.
 
         Raises:
             UnknownCharacterError: If the vocabulary lacks a character; the message names the first one
@@ -144,11 +144,15 @@ in the vocabulary; it knows 'choà'
         try:
             return cls(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
-            raise VocabularyError(f"{path} is no vocabulary: {error}") from None
+            raise VocabularyError(f"{path}: is invalid as a vocabulary: {error}") from None
 
 
 def check_vocab(vocab: object) -> None:
-    """Raise a `VocabularyError` that says what is wrong with ``vocab``, if anything is."""
+    """Check that ``vocab`` maps symbols to the ids from 0 on.
+
+    Raises:
+        VocabularyError: If it does not; the message names the first fault.
+    """
     if not isinstance(vocab, Mapping):
         raise VocabularyError(f"expected an object from symbol to id, got {type(vocab).__name__}")
     for symbol in vocab:
@@ -158,7 +162,7 @@ def check_vocab(vocab: object) -> None:
             raise VocabularyError(f"expected valid Unicode, got the lone surrogate {symbol!r}")
     for special in (PAD, UNK):
         if special not in vocab:
-            raise VocabularyError(f"expected the symbol {special}, and it is missing")
-    # `type` and not `isinstance`: JSON's true is no id.
+            raise VocabularyError(f"expected the symbol {special}, got none")
+    # `type` and not `isinstance`: JSON's true is not an id.
     if any(type(i) is not int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
         raise VocabularyError(f"expected the ids 0 to {len(vocab) - 1}, each once, got {list(vocab.values())}")

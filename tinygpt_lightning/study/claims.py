@@ -63,7 +63,8 @@ class Claims:
     def cannot_tell(self, family: Sequence[Comparison]) -> bool:
         """Whether so few seeds cannot make any difference between two matched cells significant."""
         tests = sum(each.informative for each in family)
-        return 2 / 2 ** len(self.results.seeds) * max(1, tests) >= SIGNIFICANCE
+        least_p: float = 2 / 2 ** len(self.results.seeds)
+        return least_p * max(1, tests) >= SIGNIFICANCE
 
     def varying(self, setting: str) -> list[str]:
         """Names of the factors that vary a setting whose path ends with ``setting``."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from tinygpt_lightning.commands.errors import UsageError, fail, need
-from tinygpt_lightning.commands.parser import trainers_mistakes
+from tinygpt_lightning.commands.settings import lightning_errors
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.study.design import FabricSettings, Plan, Study
 from tinygpt_lightning.study.recipe import SETTINGS, RecipeParser
@@ -45,7 +45,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     return Study(plan, base), Path(plan.output) if plan.output else Path("checkpoints") / name
 
 
-@trainers_mistakes()
+@lightning_errors()
 def study(args: Sequence[str]) -> None:
     """Run a study; finished rows in its folder are kept.
 
@@ -56,7 +56,7 @@ def study(args: Sequence[str]) -> None:
         SystemExit: With 1 if a row is missing at the end, or all runs diverged; with 130 if it was interrupted.
     """
     asked, folder = parse(args)
-    need("study", ("scipy", "matplotlib"), "pip install -e '.[study]'")
+    need("study", ("scipy", "matplotlib"), "study")
     # Imported here because it needs both.
     from tinygpt_lightning.study.runner import Runner
 

@@ -128,7 +128,9 @@ class Factor:
         {'1': {'model.config.n_head': 1}, '2': {'model.config.n_head': 2}}
         """
         if isinstance(levels, list):
-            pairs = [(value if isinstance(value, str) else as_key(value), {name: value}) for value in levels]
+            pairs: list[tuple[str, Patch]] = [
+                (value if isinstance(value, str) else as_key(value), {name: value}) for value in levels
+            ]
         else:
             pairs = [(str(level), patch) for level, patch in levels.items()]  # YAML reads 500 as a number
         by_name = dict(pairs)

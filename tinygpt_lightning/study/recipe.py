@@ -17,16 +17,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tinygpt_lightning.callbacks.stages import Schedule, Stage, StageError
-from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.commands.parser import Parser, shorten
+from tinygpt_lightning.callbacks.stages import Stage
+from tinygpt_lightning.commands.errors import UsageError, shorten
+from tinygpt_lightning.commands.settings import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.description import without_weights
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
-from tinygpt_lightning.trained import without_weights
 
 SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determine a run
 # The replicates are one stack of parameters: only an elementwise optimizer over it equals one for each replicate.
@@ -45,6 +45,7 @@ class StudyStage(Stage):
         optimizer: Makes the stage's optimizer from the parameters; null means the model's.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
+        steps: Must be null: a study counts epochs.
         until: Must be null: the seeds of a study train together, and none ends before the others.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
             Entries that are not named follow reset_optimizer.
@@ -53,6 +54,7 @@ class StudyStage(Stage):
             first update is as long as that of a new optimizer.
     """
 
+    epochs: int = 0  # needed, since the seeds of a study count epochs and not steps
     keep: dict[str, bool] | None = None
     weights: Literal["carried", "redrawn"] = "carried"
     first_update: Literal["own", "as_new"] = "own"
@@ -164,9 +166,11 @@ class RecipeParser(Parser):
         )
 
     def plain(self, settings: Any) -> dict[str, Any]:
-        """Parsed settings as plain values, without the size of the vocabulary, which follows from the data."""
+        """Parsed settings as plain values, without steps and the vocabulary's size, which follows from the data."""
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
         del everything["model"]["config"]["vocab_size"]
+        for stage in everything["stages"]:
+            del stage["steps"]
         return everything
 
 
@@ -210,10 +214,8 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    try:
-        Schedule(recipe.stages)
-    except StageError as error:
-        raise UsageError(str(error)) from None
+    if not recipe.stages:
+        raise UsageError("stages: expected at least one stage, got none")
     first = recipe.stages[0]
     if first.keep or first.weights != "carried" or first.first_update != "own":
         raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage precedes it")

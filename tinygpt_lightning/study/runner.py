@@ -17,8 +17,8 @@ import torch
 from lightning.fabric import Fabric
 
 from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import WorkProgress
-from tinygpt_lightning.gpt.memory import keep_freed_memory
 from tinygpt_lightning.study import rows
 from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
 from tinygpt_lightning.study.design import LARGEST_SEED, Cell, FabricSettings, Plan, Study

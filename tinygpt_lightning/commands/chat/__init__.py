@@ -1,1 +1,0 @@
-"""``chat``: a trained network, asked in a terminal or through a pipe."""

@@ -1,1 +1,0 @@
-"""Trained networks in the files of other projects: Hugging Face's, and the original's."""
