@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,8 +154,8 @@ class RecipeParser(Parser):
     def add_recipe_arguments(self) -> None:
         """Add the settings of a run, which are those of `fit`."""
         self.add_class_arguments(TinyGPTModule, "model", instantiate=False, skip={"vocab", "taught"})
-        # Settings of many pairs, or of other commands.
-        others = {"path", "prompt_to", "batch_size", "questions", "prompts", "n_positions"}
+        # The others are for many pairs, or for other commands.
+        others = set(inspect.signature(QADataModule).parameters) - {"question", "answer", "template", "end_symbol"}
         self.add_class_arguments(QADataModule, "data", instantiate=False, skip=others)
         one_stage = [Namespace(dataclasses.asdict(StudyStage(epochs=30)))]  # type: ignore[no-untyped-call]
         self.add_argument("--stages", type=list[StudyStage], default=one_stage, help="The stages, in order.")
