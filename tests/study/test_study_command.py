@@ -328,5 +328,6 @@ def test_every_configuration_is_a_study():
         "reset": (2**3 + 1, 20, "checkpoints/reset"),
         "riddle": (14, 20, "checkpoints/riddle"),
         "riddle_full": (24, 10, "checkpoints/riddle/full"),
+        "tuned": (3, 20, "checkpoints/tuned"),
         "riddle_small": (14, 10, "checkpoints/riddle_small"),
     }
