@@ -252,7 +252,9 @@ class Study:
         patches = [patch for factor in self.factors for patch in factor.levels.values()]
         tuned = [{self.plan.tune.setting: None}] if self.plan.tune else []
         for patch in [*patches, *self.plan.controls.values(), *tuned]:
-            change(settings, patch)
+            for path, value in patch.items():
+                change(settings, {path: None})  # so that nothing is merged with what the run has there
+                change(settings, {path: value})
         return settings
 
     def _combinations(self) -> list[Cell]:
