@@ -292,10 +292,14 @@ class RunFiles(Checkpoint):
         self._link_last(trainer)
         # `StochasticWeightAveraging` copies its averages into the module after the last checkpoint.
         averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if averaging and trainer.current_epoch == trainer.max_epochs:
+        (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+        if averaging and staged.is_finished:
             self._stage_file = self.run.stage(len(self.run.settings["stages"]))
             trainer.save_checkpoint(self._stage_file)
             self._link_last(trainer)
+        elif trainer.global_step == trainer.max_steps and not staged.is_finished:
+            self._ended_early = True
+            trainer.save_checkpoint(self.run.last)
 
     @override
     def state_dict(self) -> dict[str, Any]:

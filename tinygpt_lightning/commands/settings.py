@@ -63,7 +63,7 @@ FREE_SETTINGS = (
     "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
     "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
-    "trainer.max_time", "trainer.model_registry", "trainer.profiler",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.model_registry", "trainer.profiler",
 )  # fmt: skip
 FREE_CALLBACKS = (
     "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
