@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from os.path import expanduser  # not a `Path`, which would shorten an address
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -14,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.errors import UsageError, fail, say
 from tinygpt_lightning.commands.runs import configured_root, newest_checkpoint, newest_of_all, runs_folder
-from tinygpt_lightning.commands.table import Arguments
+from tinygpt_lightning.commands.table import CKPT_PATH, Arguments, home_path
 from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, shaded, visible
 from tinygpt_lightning.gpt.generation import GenerationConfig, stream
 from tinygpt_lightning.gpt.tokenizer import EOS, normalize
@@ -35,12 +36,12 @@ HELP = {
 def parser() -> Arguments:
     """The options of ``chat``."""
     options = Arguments("chat")
-    options.add_argument("--ckpt_path", metavar="FILE", help="Checkpoint to read, or a run's folder.")
+    options.add_argument("--ckpt_path", metavar="FILE", type=expanduser, help=CKPT_PATH)
     options.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        type=Path,
+        type=home_path,
         action="append",
         default=[],
         help="Take the newest finished run of this configuration. Without either, the newest of all.",
@@ -67,11 +68,15 @@ def chat(args: Sequence[str]) -> None:
         session.print(*_greeting(trained, path), legend(), "")
         _converse(session)
     else:
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        if hasattr(sys.stdin, "reconfigure"):  # with the byte order mark that Windows writes
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         session = Session(trained, is_terminal=False)
         for line in sys.stdin:
             if not session.take(line):
                 break
+        if session.refused:
+            sys.stdout.flush()
+            fail(f"{session.refused} lines were refused; their answers are empty lines", 1)
 
 
 def _newest(configs: Sequence[Path]) -> Path:
@@ -106,7 +111,10 @@ class Session:
 
     Args:
         trained: The model that answers.
-        is_terminal: Whether answers are coloured; a pipe gets the text alone.
+        is_terminal: Whether answers are coloured; a pipe gets the text alone, and an empty line for a refused question.
+
+    Attributes:
+        refused: How many lines were refused.
     """
 
     def __init__(self, trained: TrainedGPT, *, is_terminal: bool) -> None:
@@ -115,6 +123,7 @@ class Session:
         self.console = Console(force_terminal=is_terminal, highlight=False, markup=False, emoji=False)
         self.generation = GenerationConfig()
         self.reply: Reply | None = None
+        self.refused = 0
         self._questions = {pair.question for pair in trained.taught.pairs}
         self._commands = {"/top": self._top, "/look": self._look, "/help": self._help}
 
@@ -132,6 +141,9 @@ class Session:
                 self._answer(line)
         except ValueError as error:
             say(str(error))
+            self.refused += 1
+            if not self.is_terminal and not line.startswith("/"):
+                self.end_line()  # one answer a question, so that answers and questions keep in step
         return True
 
     def write(self, symbol: Symbol) -> None:

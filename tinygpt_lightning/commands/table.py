@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from typing_extensions import override
@@ -10,6 +11,7 @@ from typing_extensions import override
 from tinygpt_lightning.commands.errors import fail
 
 PROGRAM = "python -m tinygpt_lightning"
+CKPT_PATH = "Checkpoint to read, or a run's folder."
 
 
 class Command(NamedTuple):
@@ -49,6 +51,11 @@ COMMANDS = {
         "Run an experiment: many runs that differ in one thing, and a report on its effect.", "study.command", "study"
     ),
 }
+
+
+def home_path(text: str) -> Path:
+    """The path that a user typed, with ``~`` expanded; a shell leaves ``--output=~/x`` as it is."""
+    return Path(text).expanduser()
 
 
 class Arguments(ArgumentParser):

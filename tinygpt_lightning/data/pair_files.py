@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.gpt.files import naming
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -121,7 +122,8 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, st
     kind = path.suffix.lower()
     if kind != ".jsonl" and kind not in DELIMITERS:
         raise PairsError(path, [Mistake(0, f"expected a file .jsonl, .csv or .tsv, got {path.suffix or 'no ending'}")])
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows puts there
+    with naming(path):
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows puts there
     rows = _json_rows(content) if kind == ".jsonl" else _table_rows(content, fields, DELIMITERS[kind])
     for line, row in rows:
         yield line, row if isinstance(row, str) else _texts(row, fields)
@@ -162,10 +164,10 @@ def _table_rows(content: bytes, fields: Sequence[str], delimiter: str) -> Iterat
     try:
         for cells in reader:
             first, begin = begin, reader.line_num + 1
-            if not cells:
+            if not any(cell.strip() for cell in cells):  # a spreadsheet's empty row is a row of delimiters
                 continue
             if not header:
-                header = cells
+                header = [name.strip() for name in cells]
                 if missing := [name for name in fields if name not in header]:
                     yield first, f"expected a column {missing[0]}, got the columns {', '.join(header):.60}"
                     return
