@@ -25,7 +25,9 @@ def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_fit_shows_the_sentence_and_where_the_run_lies(trained: Path) -> None:
-    assert (trained / "out.txt").read_text(encoding="utf-8").splitlines() == [
+    *lines, size = (trained / "out.txt").read_text(encoding="utf-8").splitlines()
+    assert size.split()[0::2] == ["size", "MB"]
+    assert lines == [
         "prompt     Question: Xin chào",
         "generated  Question: Xin chào ",
         "           Answer: Công ty BICweb kính chào quý khách!.",

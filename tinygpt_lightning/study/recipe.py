@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.commands.errors import UsageError, shorten
-from tinygpt_lightning.commands.settings import Parser
+from tinygpt_lightning.commands.parser import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
 from tinygpt_lightning.description import without_weights
