@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tinygpt_lightning.description import read_weights
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.model import GPTConfig
-from tinygpt_lightning.trained import read_weights
 
 SNAPSHOTS_KEY = "Snapshots"  # under which the callback keeps them, among those of all callbacks
 
