@@ -11,6 +11,7 @@ import torch
 from conftest import SENTENCE, Command
 from networks import untrained
 
+from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.trained import load, save
 
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -50,6 +51,16 @@ def test_a_run_goes_out_and_comes_back_as_it_was(trained: Path, home: Path, comm
     )
 
 
+def test_a_checkpoint_to_share_has_the_weights_alone(here: Path, command: Command) -> None:
+    assert command("export", "--ckpt_path", "a.ckpt", "--weights", "shared.ckpt") == (0, "", "")
+    trained, shared = load("a.ckpt"), load("shared.ckpt")
+    assert shared.taught == trained.taught
+    assert all(map(torch.equal, shared.model.state_dict().values(), trained.model.state_dict().values()))
+    assert "optimizer_states" not in read_checkpoint("shared.ckpt")
+    result = command("export", "--ckpt_path", "a.ckpt", "--weights", "no/shared.ckpt")
+    assert result == (2, "", "error: --weights no/shared.ckpt: No such file or directory\n")
+
+
 def test_an_earlier_export_is_replaced_whole(here: Path, command: Command) -> None:
     for n_embd in (32, 48):
         save(untrained(n_embd=n_embd), "a.ckpt")
@@ -87,7 +98,7 @@ MISTAKES = {
         ("export", "--ckpt_path", "unbiased.ckpt", "--output", "out"),
         "unbiased.ckpt: cannot be expressed: bias: expected true",
     ),
-    "no output": (("export", "--ckpt_path", "a.ckpt"), "the following arguments are required: --output"),
+    "no output": (("export", "--ckpt_path", "a.ckpt"), "one of the arguments --output --weights is required"),
     "neither of the two": (
         ("import", "--from", "mine", "--output", "b.ckpt"),
         "--from mine: expected a folder with config.json, or with single_block_model_state_dict.pth, found neither",

@@ -83,7 +83,7 @@ def check_texts(
 
 
 @contextmanager
-def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, str]], None]]:
+def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """Open ``--output``, a file of JSON objects, one a line; without a path the rows are dropped.
 
     The file appears whole when the block ends well, or not at all. A link keeps its target, a pipe or device is
@@ -115,7 +115,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _write(file: BinaryIO, row: Mapping[str, str]) -> None:
+def _write(file: BinaryIO, row: Mapping[str, object]) -> None:
     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 

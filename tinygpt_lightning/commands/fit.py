@@ -33,6 +33,8 @@ from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
 from tinygpt_lightning.trained import load
 
@@ -55,7 +57,9 @@ def fit(args: Sequence[str]) -> None:
         _check_optimizer(objects)
         _check_averaging(objects)
         opened.check_pairs(objects.data)
-        _warn_of_repetitions(objects.data)
+        if objects.data.rehearse and opened.checkpoint is None:
+            _begin_with(objects.data.rehearse, objects.model.model)
+        _warn_of_lines(objects.data)
         stop = GracefulStop()
         trainer = opened.settings.make_trainer(
             objects,
@@ -71,12 +75,25 @@ def fit(args: Sequence[str]) -> None:
             sys.exit(128 + stop.received)
 
 
+def _begin_with(checkpoint: str, model: TinyGPT) -> None:
+    try:
+        grow_from(model, load(checkpoint).model)
+    except ValueError as error:
+        raise UsageError(f"{error}\nTo train from the beginning instead, leave out --data.rehearse.") from None
+
+
 @rank_zero_only
-def _warn_of_repetitions(data: QADataModule) -> None:
-    if lines := data.repeated:
-        more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
-        named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
-        say(f"warning: {data.path}: these lines repeat an earlier pair, which counts once: {named}")
+def _warn_of_lines(data: QADataModule) -> None:
+    alike = [" and ".join(map(str, lines)) for lines in data.alike]
+    for lines, reason in (
+        (data.repeated, "these lines repeat an earlier pair, which counts once"),
+        (data.replaced, "these lines have a new answer, which replaces the one that was taught"),
+        (alike, "these lines differ in case, diacritics, punctuation or spaces alone, and are not varied"),
+    ):
+        if lines:
+            more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+            named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
+            say(f"warning: {data.path}: {reason}: {named}")
 
 
 def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[Callback]:
@@ -134,7 +151,8 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if config.trainer.fast_dev_run:
         say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
         return
-    if trainer.current_epoch == trainer.max_epochs:
+    (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+    if staged.is_finished:
         wrong = _print_result(keep_best(run, len(config.stages)), run.path)
         if config.auto and wrong:
             _fail_for(wrong)
@@ -145,7 +163,8 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if not stop.interrupted:
         _print_result(run.last, run.path)
     at_most = "at most " if any(stage.until for stage in config.stages) else ""
-    progress = f"after epoch {trainer.current_epoch} of {at_most}{trainer.max_epochs}"
+    last = staged.position.last_epoch(staged.stages, trainer.current_epoch)
+    progress = f"after epoch {trainer.current_epoch}" + (f" of {at_most}{last}" if last != -1 else "")
     say(f"{reason} {progress}; resume with: {resume_command(run, *changes)}")
 
 

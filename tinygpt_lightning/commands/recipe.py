@@ -12,6 +12,7 @@ from tinygpt_lightning.commands.errors import say
 from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.recipe import recipe_for
+from tinygpt_lightning.trained import load
 
 
 def with_recipe(settings: Settings) -> Settings:
@@ -23,7 +24,12 @@ def with_recipe(settings: Settings) -> Settings:
     """
     given = {name: value for name, value in settings.config.data.items() if name != "n_positions"}
     data = QADataModule(**given)
-    recipe = recipe_for(data.taught.pairs, noise=data.noise)
+    if data.rehearse is None:
+        recipe = recipe_for(data.taught.pairs, data.noise)
+    else:
+        trained = load(data.rehearse)
+        recipe = recipe_for(data.taught.pairs, data.noise, trained.taught.template.pattern)
+        recipe = recipe.beginning_with(trained.model.config)
     stages: list[dict[str, Any]] = [
         {
             "epochs": recipe.epochs,

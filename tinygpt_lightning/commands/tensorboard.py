@@ -221,7 +221,11 @@ def _error_rate(trainer: Trainer) -> float:
 
 def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, bool | str | float]:
     """The settings that TensorBoard compares between runs: the ones that matter most first, then all that were set."""
-    stages = " + ".join(("≤ " if stage.get("until") else "") + str(stage["epochs"]) for stage in settings["stages"])
+    stages = " + ".join(
+        ("≤ " if stage.get("until") else "")
+        + (f"{stage['steps']} steps" if stage.get("steps") else str(stage["epochs"]))
+        for stage in settings["stages"]
+    )
     first = {
         "n_embd": module.model.config.n_embd,
         "n_head": module.model.config.n_head,

@@ -40,7 +40,8 @@ def fold(text: str) -> str:
 
 
 def _case(text: str, source: random.Random) -> str:
-    return source.choice([str.lower, str.lower, str.upper, lambda text: text[:1].swapcase() + text[1:]])(text)
+    lower = text.lower()
+    return source.choice([lower, lower, text.upper(), text[:1].swapcase() + text[1:]])
 
 
 def _punctuation(text: str, source: random.Random) -> str:
