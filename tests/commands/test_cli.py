@@ -45,7 +45,8 @@ def test_fit_leaves_the_files_of_a_run_and_no_others(trained: Path) -> None:
     files = sorted(path.name for path in (trained / "checkpoints/small/version_0").iterdir())
     assert files[0] == "config.yaml"
     assert files[1].startswith("events.out.tfevents")
-    assert files[2:] == ["last.ckpt", "stage-1.ckpt", "stage-2.ckpt", "vocab.json"]
+    projector = ["projector", "projector_config.pbtxt"]  # TensorBoard's
+    assert files[2:] == ["last.ckpt", *projector, "stage-1.ckpt", "stage-2.ckpt", "vocab.json"]
     assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "err.txt", "out.txt", "small.yaml"]
 
 
