@@ -47,7 +47,7 @@ def test_fit_leaves_the_files_of_a_run_and_no_others(trained: Path) -> None:
     files = sorted(path.name for path in (trained / "checkpoints/small/version_0").iterdir())
     assert files[0] == "config.yaml"
     assert files[1].startswith("events.out.tfevents")
-    projector = ["projector", "projector_config.pbtxt"]
+    projector = ["projector", "projector_config.pbtxt"]  # TensorBoard's
     assert files[2:] == ["last.ckpt", *projector, "stage-1.ckpt", "stage-2.ckpt", "vocab.json"]
     assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "err.txt", "out.txt", "small.yaml"]
 
