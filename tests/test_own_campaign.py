@@ -55,7 +55,7 @@ def test_the_files_are_as_various_as_they_should_be() -> None:
     assert min(sizes) == 1
     assert max(sizes) > 1500
     assert {len(pair.answer) for pairs in files for pair in pairs} >= set(range(1, 60))
-    assert max(len(pair.answer) for pairs in files for pair in pairs) >= 390
+    assert max(len(pair.answer) for pairs in files for pair in pairs) >= 380
     for pairs in files:
         assert len({question for question, _ in pairs}) == len(pairs)
         assert all(question.strip() and answer for question, answer in pairs)
