@@ -55,7 +55,7 @@ def test_a_time_limit_is_an_ending(home: Path, command: Command, long: str) -> N
     assert command("predict", "--config", "small.yaml").out == load(RUN).complete("Question: Xin chào") + "\n"
     events = EventAccumulator(str(RUN))
     events.Reload()
-    assert [event.step for event in events.Scalars("final/exact_match")] == [done - 1]
+    assert [event.step for event in events.Tensors("what it needs/text_summary")] == [done - 1]
 
 
 def test_early_stopping_is_an_ending_and_the_printed_command_goes_on(

@@ -151,7 +151,8 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if config.trainer.fast_dev_run:
         say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
         return
-    if trainer.current_epoch == trainer.max_epochs:
+    (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+    if staged.is_finished:
         wrong = _print_result(keep_best(run, len(config.stages)), run.path)
         if config.auto and wrong:
             _fail_for(wrong)
@@ -162,7 +163,8 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if not stop.interrupted:
         _print_result(run.last, run.path)
     at_most = "at most " if any(stage.until for stage in config.stages) else ""
-    progress = f"after epoch {trainer.current_epoch} of {at_most}{trainer.max_epochs}"
+    last = staged.position.last_epoch(staged.stages, trainer.current_epoch)
+    progress = f"after epoch {trainer.current_epoch}" + (f" of {at_most}{last}" if last != -1 else "")
     say(f"{reason} {progress}; resume with: {resume_command(run, *changes)}")
 
 

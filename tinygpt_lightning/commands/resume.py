@@ -264,6 +264,10 @@ class RunFiles(Checkpoint):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._link_last(trainer)
 
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._link_last(trainer)  # where a stage ended in the middle of an epoch
+
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Note that the stage's own checkpoint, which is written after this hook, will be the run's last one too."""
         self._stage_file = self.run.stage(index + 1)

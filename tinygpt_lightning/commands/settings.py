@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, _typehints
 from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type, restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -85,6 +85,20 @@ def lightning_errors() -> Iterator[None]:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             sys.exit(2)  # each process of a distributed fit raises the same error
         raise error if isinstance(error, USER_ERRORS) else UsageError(str(error)) from error
+
+
+def _forget_arguments(_parser: Any, before: Any, value: Any) -> None:
+    """Drop the arguments of the class before, if ``value`` names another class, which then has its own defaults.
+
+    jsonargparse drops only those that the new class does not know: an SGD would silently take over AdamW's weight
+    decay, which is decoupled there and L2 regularisation here.
+    """
+    if before and before.get("init_args") and before["class_path"] != value["class_path"]:
+        before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
+
+
+# There is no setting for this; a test fails if a version of jsonargparse has another name for it.
+_typehints.discard_init_args_on_class_path_change = _forget_arguments
 
 
 class Parser(LightningArgumentParser):

@@ -33,8 +33,6 @@ SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determi
 ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 ADAMS_STATE = ("exp_avg", "exp_avg_sq", "step")
 
-Settings = dict[str, Any]  # plain nested values, as in a YAML file
-
 
 @dataclass(frozen=True)
 class StudyStage(Stage):
@@ -47,6 +45,7 @@ class StudyStage(Stage):
         optimizer: Makes the stage's optimizer from the parameters; null means the model's.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
+        steps: Must be null: a study counts epochs.
         until: Must be null: the seeds of a study train together, and none ends before the others.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
             Entries that are not named follow reset_optimizer.
@@ -55,6 +54,7 @@ class StudyStage(Stage):
             first update is as long as that of a new optimizer.
     """
 
+    epochs: int = 0  # needed, since the seeds of a study count epochs and not steps
     keep: dict[str, bool] | None = None
     weights: Literal["carried", "redrawn"] = "carried"
     first_update: Literal["own", "as_new"] = "own"
@@ -166,9 +166,11 @@ class RecipeParser(Parser):
         )
 
     def plain(self, settings: Any) -> dict[str, Any]:
-        """Parsed settings as plain values, without the size of the vocabulary, which follows from the data."""
+        """Parsed settings as plain values, without steps and the vocabulary's size, which follows from the data."""
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
         del everything["model"]["config"]["vocab_size"]
+        for stage in everything["stages"]:
+            del stage["steps"]
         return everything
 
 
