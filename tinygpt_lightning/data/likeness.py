@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from tinygpt_lightning.data.noise import fold, vary
 
 SAMPLE = 100  # so many questions and foreign ones are compared to find the threshold
-REFUSED = 0.005  # share of the variations of taught questions that the threshold may refuse
+REFUSED = 0.02  # share of the variations of taught questions that the threshold may refuse
 # Questions that nobody was taught, for the threshold: what people ask a program first.
 FOREIGN = (
     "What time is it in Tokyo?", "How do I cook rice without burning it", "Who won the football match last night?",
