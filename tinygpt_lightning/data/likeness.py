@@ -62,7 +62,8 @@ def threshold(questions: Sequence[str], seed: int = 0) -> float:
     """
     source = random.Random(seed)
     drawn = source.sample(questions, min(len(questions), SAMPLE))
-    variations = sorted(likeness(vary(question, source), question) for question in drawn for _ in range(10))
+    alike = (likeness(vary(question, source), question) for question in drawn for _ in range(10))
+    variations = sorted(value for value in alike if value)  # without its last word a question may lack its number
     lowest = variations[int(REFUSED * len(variations))]
     foreign = sorted(
         max(likeness(question, taught) for taught in nearest(question, drawn)) for question in _foreign(drawn, source)
