@@ -45,7 +45,7 @@ class StudyStage(Stage):
         optimizer: Makes the stage's optimizer from the parameters; null means the model's.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
-        steps: Must be null: a study counts epochs.
+        steps: Must be null, and interval, frequency and monitor the defaults: a study counts epochs.
         until: Must be null: the seeds of a study train together, and none ends before the others.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
             Entries that are not named follow reset_optimizer.
@@ -170,7 +170,8 @@ class RecipeParser(Parser):
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
         del everything["model"]["config"]["vocab_size"]
         for stage in everything["stages"]:
-            del stage["steps"]
+            for name in ("steps", "interval", "frequency", "monitor"):
+                del stage[name]
         return everything
 
 
@@ -234,6 +235,8 @@ def _check(recipe: Recipe) -> None:
 def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimizer] | None) -> None:
     if stage.until is not None:
         raise ValueError(f"until: expected null, since the seeds of a study train together, got {stage.until}")
+    if (stage.interval, stage.frequency, stage.monitor) != ("epoch", 1, None):
+        raise ValueError("interval, frequency, monitor: expected epoch, 1 and null, since a study's schedulers step so")
     if kind.__name__ not in ELEMENTWISE:
         raise ValueError(f"expected an elementwise optimizer, one of {', '.join(ELEMENTWISE)}, got {kind.__name__}")
     if stage.keep and (not set(stage.keep) <= set(ADAMS_STATE) or not issubclass(kind, torch.optim.Adam)):
