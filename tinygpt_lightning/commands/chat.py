@@ -265,6 +265,7 @@ class Reply:
     def __init__(self, trained: TrainedGPT, question: str, generation: GenerationConfig) -> None:
         self.trained = trained
         self.written: list[Symbol] = []
+        question = trained.as_taught(question)
         trained.tokenizer.encode(question)  # on its own, so that an error gives a position in the question
         prompt = trained.taught.template.prompt(question)
         self._ids, self._generation = trained.encode_prompt(prompt, generation)
