@@ -120,7 +120,8 @@ class ExactResume(Callback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["callbacks"].get(self.state_key)
-        if trainer.state.fn != TrainerFn.FITTING or state is None:
+        # Lightning's tuner saves a checkpoint before any seed is drawn.
+        if trainer.state.fn != TrainerFn.FITTING or state is None or not state["seeds"]:
             return
         self._seeds = state["seeds"]
         _check_processes(self._seeds, trainer)

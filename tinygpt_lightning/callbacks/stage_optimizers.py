@@ -22,10 +22,15 @@ from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
 Options = list[dict[str, Any]]  # of each parameter group, without the parameters
 
 
-def set_length(trainer: Trainer, stage: Stage) -> None:
-    """Set the trainer's length, which schedulers may depend on, to that of a stage."""
-    trainer.fit_loop.max_epochs = stage.epochs or -1
-    trainer.fit_loop.epoch_loop.max_steps = stage.steps or -1
+@contextmanager
+def length_of(trainer: Trainer, stage: Stage) -> Iterator[None]:
+    """Give the trainer the length of a stage, which schedulers may depend on, until the context ends."""
+    loop = trainer.fit_loop
+    with (
+        replaced(loop, "max_epochs", stage.epochs or -1),
+        replaced(loop.epoch_loop, "max_steps", stage.steps or -1),
+    ):
+        yield
 
 
 def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
@@ -36,13 +41,7 @@ def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
     Raises:
         StageError: If the module configures none, or several where the stage brings one of its own.
     """
-    loop = trainer.fit_loop
-    with (
-        replaced(loop, "max_epochs", loop.max_epochs),
-        replaced(loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps),
-        _options_before_schedulers() as untouched,
-    ):
-        set_length(trainer, stage)
+    with length_of(trainer, stage), _options_before_schedulers() as untouched:
         # The strategy's method also replaces Lightning's wrappers and the scheduler configurations.
         trainer.strategy.setup_optimizers(trainer)
         if any(is_missing(optimizer) for optimizer in trainer.optimizers):
@@ -56,7 +55,7 @@ def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
             )
         optimizer = trainer.optimizers[0]
         if stage.optimizer is not None:
-            optimizer = stage.optimizer([p for group in optimizer.param_groups for p in group["params"]])
+            optimizer = stage.optimizer(_parameters(optimizer, untouched.get(optimizer)))
         else:
             # The module's own scheduler, which is dropped here, has changed the options.
             for group, options in zip(optimizer.param_groups, untouched.get(optimizer, []), strict=False):
@@ -65,9 +64,26 @@ def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
                 group.update(options, params=params)
         configured: dict[str, Any] = {"optimizer": optimizer}
         if stage.lr_scheduler is not None:
-            configured["lr_scheduler"] = stage.lr_scheduler(optimizer)
+            configured["lr_scheduler"] = {
+                "scheduler": stage.lr_scheduler(optimizer),
+                "interval": stage.interval,
+                "frequency": stage.frequency,
+                **({"monitor": stage.monitor} if stage.monitor else {}),
+            }
         with replaced(pl_module, "configure_optimizers", lambda: configured):
             trainer.strategy.setup_optimizers(trainer)
+
+
+def _parameters(optimizer: Optimizer, untouched: Options | None) -> list[Any]:
+    """Return the optimizer's parameters; if it has groups, with the options in which a group differs from the rest."""
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return list(groups[0]["params"])
+    own = untouched or [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    return [
+        {"params": group["params"], **{n: v for n, v in options.items() if v != optimizer.defaults.get(n, v)}}
+        for group, options in zip(groups, own, strict=True)
+    ]
 
 
 def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage]) -> None:
@@ -149,6 +165,8 @@ def check_averaging(trainer: Trainer, stages: Sequence[Stage]) -> None:
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a resume with other stages than the run began with; each argument is a callback's state."""
     pairs = [*zip(before["stages"], now["stages"], strict=True)]
+    if not before["optimizer"]:  # Lightning's tuner saves a checkpoint before any optimizer is built
+        return
     # The optimizer of a stage that is over plays no role any more.
     pairs[-1] = ({**pairs[-1][0], **before["optimizer"]}, {**pairs[-1][1], **now["optimizer"]})
     for i, (old, new) in enumerate(pairs):

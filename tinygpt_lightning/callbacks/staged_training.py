@@ -17,7 +17,6 @@ from tinygpt_lightning.callbacks._lightning import (
     end_epoch_at_once,
     finishes_batch_or_epoch_first,
     is_last_batch,
-    is_step,
     replaced,
     then,
 )
@@ -28,11 +27,12 @@ from tinygpt_lightning.callbacks.stage_optimizers import (
     check_averaging,
     check_resumed,
     keep_state,
-    set_length,
+    length_of,
     settings_of_optimizers,
     try_all,
 )
 from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until
+from tinygpt_lightning.callbacks.unfinished_epoch import gradients_are_in_use
 
 
 class StagedTraining(Callback):
@@ -90,14 +90,15 @@ class StagedTraining(Callback):
             raise StageError("stages: expected at least one stage, got none")
         self.stages = list(stages)
         self.dirpath = dirpath
-        self._hooks = ExitStack()  # at moments for which Lightning has none
+        self._hooks, self._until_fit_start = ExitStack(), ExitStack()  # at moments for which Lightning has none
         self._begin()
 
     def _begin(self) -> None:
+        self._until_fit_start.close()
         self._hooks.close()
         self.position = Position()
         self._is_saved = True  # whether the current stage, if it is over, has its checkpoint
-        self._max_epochs = self._max_steps = -1  # the trainer's own limits
+        self._max_epochs = -1  # the trainer's own limit
         self._progress: Any = SimpleNamespace(started=0, processed=0)  # epochs of the run when the fit started
         self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
         self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
@@ -114,8 +115,12 @@ class StagedTraining(Callback):
         """Whether all stages are over."""
         return self.position.is_over and self.position.index + 1 == len(self.stages)
 
-    def _hook(self, instance: object, method: str, hook: Callable[[Any], None]) -> None:
-        self._hooks.enter_context(then(instance, method, hook))
+    def _hook(self, trainer: Trainer, instance: object, method: str, hook: Callable[[Any], None]) -> None:
+        def hook_of_callback(result: Any) -> None:
+            if self in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's tuner runs without them meanwhile
+                hook(result)
+
+        self._hooks.enter_context(then(instance, method, hook_of_callback))
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
@@ -140,7 +145,7 @@ class StagedTraining(Callback):
         self._begin()
         _check_strategy(trainer)
         # A callback's `on_load_checkpoint` comes after the weights are loaded, too late to add layers.
-        self._hook(trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
+        self._hook(trainer, trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
         if _is_trial(trainer):  # Lightning sets its own max_steps, and saves nothing
             return
         check_averaging(trainer, self.stages)
@@ -148,15 +153,22 @@ class StagedTraining(Callback):
         # 1000 is Lightning's own default where nobody set a limit.
         self._max_epochs = loop.max_epochs if loop.max_epochs not in (None, 1000) else -1
         self._hooks.enter_context(replaced(loop, "max_epochs", loop.max_epochs))
-        self._max_steps = loop.epoch_loop.max_steps
-        self._hooks.enter_context(replaced(loop.epoch_loop, "max_steps", self._max_steps))
-        set_length(trainer, self.stages[0])  # Lightning builds optimizers, too, before `on_fit_start`
+        self._hooks.enter_context(replaced(loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps))
+        self._limit_epochs(trainer, self._progress)
+        # Lightning builds optimizers, too, before `on_fit_start`.
+        setup_optimizers = trainer.strategy.setup_optimizers
+
+        def setup_for_stage(trainer: Trainer) -> None:
+            with length_of(trainer, self.stages[self.position.index]):
+                setup_optimizers(trainer)
+
+        self._until_fit_start.enter_context(replaced(trainer.strategy, "setup_optimizers", setup_for_stage))
         # After the module's last values and before checkpoints, Lightning calls only subclasses of `EarlyStopping` and
         # `Checkpoint`, and users find such callbacks in `trainer.early_stopping_callback` instead of their own.
-        self._hook(pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
-        self._hook(loop, "on_advance_end", lambda _: self._save_stage(trainer))
-        self._hook(loop.epoch_loop, "on_run_start", lambda _: self._end_run(trainer))
-        self._hook(loop.epoch_loop, "on_advance_end", lambda _: self._end_batch(trainer, pl_module))
+        self._hook(trainer, pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
+        self._hook(trainer, loop, "on_advance_end", lambda _: self._save_stage(trainer))
+        self._hook(trainer, loop.epoch_loop, "on_run_start", lambda _: self._end_run(trainer))
+        self._hook(trainer, loop.epoch_loop, "on_advance_end", lambda _: self._end_batch(trainer, pl_module))
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Choose the stage and repeat what the begun stages did to the module; weights come afterwards."""
@@ -179,20 +191,18 @@ class StagedTraining(Callback):
         if _is_trial(trainer):  # just enough, since Lightning refuses a checkpoint of a later epoch
             trainer.fit_loop.max_epochs = self._progress.processed + 1
         else:
-            set_length(trainer, self.stages[self.position.index])
+            self._limit_epochs(trainer, self._progress)
         for index in range(1, self.position.index + 1):
             self.on_stage_resume(trainer, pl_module, index)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the optimizers of the stage that training starts in, or resumes in."""
+        self._until_fit_start.close()
         try_all(trainer, pl_module, self.stages)
         # Lightning loads the checkpoint's optimizer states into these after this hook.
         self._build(trainer, pl_module)
         if self._resumed:
             check_resumed(self._resumed, self.state_dict())
-        if not _is_trial(trainer):
-            trainer.fit_loop.epoch_loop.max_steps = self._max_steps
-            self._limit_epochs(trainer, self._progress)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the stage, and cross the boundary, that a resumed checkpoint may lie on."""
@@ -250,6 +260,7 @@ class StagedTraining(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave trainer and module as they were."""
+        self._until_fit_start.close()
         self._hooks.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -276,7 +287,8 @@ class StagedTraining(Callback):
         """Between two batches or epochs: end the stage if it has its length, and cross the boundary if it is over."""
         self._end_if_reached(trainer, pl_module)
         # Gradients that a step still needs belong to the stage.
-        if self.position.is_over and (is_step(trainer) or not self._counts_steps):
+        waits = self._counts_steps and pl_module.automatic_optimization and gradients_are_in_use(trainer)
+        if self.position.is_over and not waits:
             self._save_stage(trainer)
             self._cross_boundary(trainer, pl_module)
 

@@ -91,11 +91,15 @@ class Stage:
         until: When the stage ends before its length: a logged value that is good enough or no longer improves; or, in
             Python, any function of the trainer and the module. It is checked at the end of each epoch; in a stage with
             ``steps``, after each validation, or, without validation, at the end of each epoch. null means never.
+        interval: When ``lr_scheduler`` steps, each ``epoch`` or each ``step``, as in Lightning's ``lr_scheduler``
+            dictionary.
+        frequency: After how many of them it steps.
+        monitor: Name of the logged value that a ReduceLROnPlateau needs; null means none.
         steps: Length of the stage, in optimizer steps as ``trainer.global_step`` counts them; the stage may end in the
             middle of an epoch.
 
     Raises:
-        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or it is no integer of 1 or more.
+        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or a number is no integer of 1 or more.
     """
 
     epochs: int | None = None
@@ -103,12 +107,17 @@ class Stage:
     optimizer: OptimizerCallable | None = None
     lr_scheduler: LRSchedulerCallable | None = None
     until: Until | Callable[[Trainer, LightningModule], bool] | None = None
+    interval: Literal["epoch", "step"] = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"expected either epochs or steps, got epochs: {self.epochs}, steps: {self.steps}")
-        for name in ("epochs", "steps"):
+        if self.interval not in ("epoch", "step"):
+            raise ValueError(f"interval: expected epoch or step, got {self.interval!r}")
+        for name in ("epochs", "steps", "frequency"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}: expected an integer of 1 or more, got {value!r}")

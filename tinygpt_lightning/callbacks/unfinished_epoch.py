@@ -123,7 +123,7 @@ def note_state(
     gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
     mine = {
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradients": gradients if _gradients_are_in_use(trainer) else {},
+        "gradients": gradients if gradients_are_in_use(trainer) else {},
         "results": _lightning.running_averages(trainer),
         "metrics": {name: _lightning.metric_state(metric) for name, metric in metrics.items()},
         "shown": _lightning.logged_values(trainer),
@@ -159,7 +159,7 @@ def metrics_in_use(pl_module: LightningModule) -> dict[str, Metric]:
     }
 
 
-def _gradients_are_in_use(trainer: Trainer) -> bool:
+def gradients_are_in_use(trainer: Trainer) -> bool:
     """Whether a later batch uses the gradients; a module that steps by hand may always do so."""
     if not trainer.lightning_module.automatic_optimization:
         return True

@@ -94,6 +94,7 @@ class QADataModule(LightningDataModule):
         self.noise = noise
         self.rehearse = rehearse
         self.n_positions = n_positions
+        self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
         self.lines: list[int] = []  # where each pair begins in the file
         self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
         self.replaced: list[int] = []  # lines of the file with a new answer to a question of the checkpoint
@@ -195,7 +196,8 @@ class QADataModule(LightningDataModule):
             return Asked(self.taught.prompts)
         else:
             questions = [pair.question for pair in self.taught.pairs]
-        return Asked([self.template.prompt(question) for question in questions], questions, lines)
+        asked = [self.as_taught(question) for question in questions]
+        return Asked([self.template.prompt(question) for question in asked], questions, lines)
 
     def adopt(self, trained: TrainedGPT, *, pairs: bool) -> None:
         """Take template, prompts, end symbol and number of positions from a trained model instead of the settings.
@@ -207,6 +209,7 @@ class QADataModule(LightningDataModule):
         self.template, self.prompt_to = trained.taught.template, trained.taught.prompt_to
         self.end_symbol = trained.tokenizer.end is not None
         self.n_positions = trained.model.config.n_positions
+        self.as_taught = trained.as_taught
         if pairs:
             self.taught, self.path = trained.taught, None
         elif self.path is None and self.questions is None:
@@ -250,7 +253,11 @@ class QADataModule(LightningDataModule):
         pairs = self.taught.pairs
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         lengths = [self.taught.length(pair) for pair in pairs]
-        sampler = LengthSampler(lengths, self.batch_size, shuffle, world_size, rank)
+        overfits = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        sampler = LengthSampler(lengths, self.batch_size, shuffle and not overfits, world_size, rank)
+        if overfits:  # Lightning replaces any sampler but a sequential one
+            numbered = NumberedPairs(pairs)
+            return _loader([numbered[rows] for rows in sampler], collate_fn=self._collate)
         vary = self._variations(sampler) if shuffle and self.noise else None
         return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
 

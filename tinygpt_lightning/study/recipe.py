@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.commands.errors import UsageError, shorten
-from tinygpt_lightning.commands.settings import Parser
+from tinygpt_lightning.commands.parser import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
 from tinygpt_lightning.description import without_weights
@@ -47,7 +47,7 @@ class StudyStage(Stage):
         optimizer: Makes the stage's optimizer from the parameters; null means the model's.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
-        steps: Must be null: a study counts epochs.
+        steps: Must be null, and interval, frequency and monitor the defaults: a study counts epochs.
         until: When the stage ends before its epochs, as in `fit`; such runs are trained one at a time.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
             Entries that are not named follow reset_optimizer.
@@ -200,7 +200,8 @@ class RecipeParser(Parser):
         everything: dict[str, Any] = yaml.safe_load(self.dump(settings, skip_none=False, skip_validation=True))
         del everything["model"]["config"]["vocab_size"]
         for stage in everything["stages"]:
-            del stage["steps"]
+            for name in ("steps", "interval", "frequency", "monitor"):
+                del stage[name]
         # Left out where they are the defaults, so that rows of one pair keep their key.
         if everything["trainer"] == DEFAULTS:
             del everything["trainer"]
@@ -279,6 +280,8 @@ def _check(recipe: Recipe) -> str | None:
 
 def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimizer] | None) -> list[str]:
     """Check a stage; returns what the stacked engine cannot do."""
+    if (stage.interval, stage.frequency, stage.monitor) != ("epoch", 1, None):
+        raise ValueError("interval, frequency, monitor: expected epoch, 1 and null, since a study's schedulers step so")
     alone = ["until"] if stage.until is not None else []
     alone += [f"the optimizer {kind.__name__}, which is not elementwise,"] if kind.__name__ not in ELEMENTWISE else []
     if stage.keep and (not set(stage.keep) <= set(ADAMS_STATE) or not issubclass(kind, torch.optim.Adam)):
