@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SENTENCE, Command
+from conftest import SENTENCE, Command, quiet_trainer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinygpt_lightning import load, read_checkpoint
+from tinygpt_lightning import QADataModule, Stage, StagedTraining, TinyGPTModule, load, read_checkpoint
+from tinygpt_lightning import __main__ as package_main
 from tinygpt_lightning.commands.main import main
 from tinygpt_lightning.commands.runs import Run
 from tinygpt_lightning.commands.settings import Settings
@@ -376,6 +377,24 @@ def test_each_line_of_a_pipe_gets_its_answer(trained: Path, home: Path, command:
 
 
 # Strict Pythons and other machines
+
+
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+def test_waiting_threads_sleep_unless_somebody_says_otherwise(monkeypatch: Any, policy: str | None) -> None:
+    monkeypatch.setattr(sys, "argv", ["tinygpt", "--help"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy or "")
+    if policy is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    package_main.main()
+    assert os.environ["OMP_WAIT_POLICY"] == (policy or "PASSIVE")
+
+
+def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightning.pytorch")
+    stages = StagedTraining([Stage(epochs=1), Stage(epochs=1)], tmp_path)
+    quiet_trainer(callbacks=[stages], enable_checkpointing=True, logger=False).fit(TinyGPTModule(), QADataModule())
+    assert (tmp_path / "stage-2.ckpt").exists()
+    assert not [record.message for record in caplog.records if "weights_only" in record.message]
 
 
 def test_a_strict_python_finds_no_deprecated_call_of_ours(home: Path) -> None:

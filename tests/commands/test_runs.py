@@ -92,7 +92,7 @@ class Saves:
         )  # fmt: skip
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, weights_only: bool | None = None) -> None:
         path.touch()
         self.saved.append((self.trainer.current_epoch, path.name))
 

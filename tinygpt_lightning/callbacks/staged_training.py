@@ -241,7 +241,7 @@ class StagedTraining(Callback):
 
     def _save_stage(self, trainer: Trainer) -> None:
         if self.position.is_over:
-            trainer.save_checkpoint(self._file(trainer))
+            trainer.save_checkpoint(self._file(trainer), weights_only=False)
 
     def _save_missing_stage(self, trainer: Trainer) -> None:
         """Write the checkpoint of a stage that ended in a process that was killed before it could write it."""
@@ -249,7 +249,7 @@ class StagedTraining(Callback):
             file = self._file(trainer)
             is_resumed_from_it = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == file.name
             if not trainer.strategy.broadcast(file.exists() or is_resumed_from_it):
-                trainer.save_checkpoint(file)
+                trainer.save_checkpoint(file, weights_only=False)
 
     def _file(self, trainer: Trainer) -> Path:
         folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)

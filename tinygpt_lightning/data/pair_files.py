@@ -164,7 +164,7 @@ def _table_rows(content: bytes, fields: Sequence[str], delimiter: str) -> Iterat
     try:
         for cells in reader:
             first, begin = begin, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):  # a spreadsheet's empty row is a row of delimiters
+            if not any(cells):  # a spreadsheet's empty row is a row of delimiters
                 continue
             if not header:
                 header = [name.strip() for name in cells]
