@@ -76,6 +76,32 @@ class Recorder(Callback):
         self.validations.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
+# Pairs of one's own
+
+
+def test_a_plain_trainer_learns_pairs_from_python(trainer: Callable[..., Trainer]) -> None:
+    torch.manual_seed(0)
+    data = QADataModule.of([("Xin cha\u0300o", "Chào bạn!"), ("2 + 2", "4"), ("2 + 3", "5")])
+    module = TinyGPTModule.for_data(data)
+    trainer(max_epochs=100).fit(module, data)
+    assert module.trained.answer_all(["Xin chào", "2 + 2", "2 + 3"]) == ["Chào bạn!", "4", "5"]
+    assert module.trained.knows(data.taught.pairs) == [True] * 3
+
+
+def test_a_size_that_is_given_is_taken() -> None:
+    data = QADataModule.of([("Q", "A")], template="{question}={answer}")
+    module = TinyGPTModule.for_data(data, n_embd=24, n_head=2, n_positions=50)
+    config = module.model.config
+    assert (config.n_embd, config.n_head, config.n_positions, config.resid_pdrop) == (24, 2, 50, 0.0)
+    assert data.taught.text(QAPair("Q", "A")) == "Q=A"
+
+
+@pytest.mark.parametrize("pairs", [[], [("", "A")], [("Q", "")]])
+def test_pairs_that_are_none_are_refused(pairs: list[tuple[str, str]]) -> None:
+    with pytest.raises(ValueError, match="pairs: expected at least one question and its answer"):
+        QADataModule.of(pairs)
+
+
 # The loss
 
 

@@ -10,13 +10,16 @@ import pytest
 import tinygpt_lightning
 
 PUBLIC = {
+    "Answer",
     "CharTokenizer",
     "CheckpointError",
     "ExactResume",
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "QAPair",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",
@@ -26,6 +29,7 @@ PUBLIC = {
     "generate",
     "load",
     "read_checkpoint",
+    "save",
 }
 
 

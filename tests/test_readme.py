@@ -100,6 +100,15 @@ def test_the_example_of_stages_runs_and_resumes(tmp_path: Path) -> None:
     assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
 
 
+def test_the_example_of_pairs_in_python_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", TEXTS["configs/README.md"], flags=re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) <= 6
+    command = [sys.executable, "-W", "ignore", "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "A unit of information"
+
+
 def test_the_python_session_is_what_python_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (session,) = re.findall(r"```pycon\n(.*?)```", README, flags=re.DOTALL)
     monkeypatch.chdir(trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from tinygpt_lightning.data.text import QAPair, Taught
+from tinygpt_lightning.description import describe, without_weights
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, generate
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, UnknownCharacterError
-from tinygpt_lightning.trained import TrainedGPT, describe, load, save, without_weights
+from tinygpt_lightning.trained import TrainedGPT, load, save
 
 TAUGHT = Taught.of([QAPair()], prompt_to="question")
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
@@ -94,6 +96,113 @@ def test_a_completion_is_what_generate_gives(model: TinyGPT) -> None:
     assert TrainedGPT(model, tokenizer).complete("Xin", config) == tokenizer.decode(ids[0].tolist())
 
 
+def test_it_says_what_it_is(file: Path) -> None:
+    trained = load(file)
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    for part in (f"{parameters:,} parameters", "n_embd=32", "34 symbols", "1 taught answer,", "on cpu"):
+        assert part in repr(trained)
+
+
+def test_a_model_is_loaded_onto_a_device(file: Path) -> None:
+    trained = load(file, device="meta")  # the one that every machine has besides its CPU
+    assert all(parameter.is_meta for parameter in trained.model.parameters())
+    assert "on meta" in repr(trained)
+
+
+def test_the_next_characters_probabilities_are_the_models_softmax(file: Path) -> None:
+    trained = load(file)
+    probabilities = trained.predict_next("Question: Xin")
+    ids = torch.tensor([trained.tokenizer.encode("Question: Xin")])
+    expected = trained.model(ids)[0, -1].detach().double().softmax(-1)
+    assert probabilities == {symbol: expected[i].item() for symbol, i in trained.tokenizer.vocab.items()}
+    assert sum(probabilities.values()) == pytest.approx(1)
+    assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+    assert next(iter(probabilities)) == " "
+
+
+def test_the_attention_is_the_models_for_each_head(file: Path) -> None:
+    trained = load(file)
+    weights = trained.attention("Xin chào")
+    assert weights.shape == (4, 8, 8)
+    assert weights.equal(trained.model.attention_weights(torch.tensor([trained.tokenizer.encode("Xin chào")]))[0])
+    for use in (trained.attention, trained.predict_next):
+        for text in ("", "X" * 65):
+            with pytest.raises(ValueError, match=f"expected 1 to 64 characters, n_positions, got {len(text)}"):
+                use(text)
+
+
+def test_a_text_where_a_list_belongs_and_an_empty_question_are_refused(file: Path) -> None:
+    trained = load(file)
+    for use, name in ((trained.answer_all, "questions"), (trained.complete_all, "prompts")):
+        with pytest.raises(TypeError, match=f"{name}: expected a list of texts, got the text 'Xin chào'"):
+            use("Xin chào")
+    for empty in (lambda: trained.answer(""), lambda: trained.answer_all(["Xin chào", ""])):
+        with pytest.raises(ValueError, match="question: expected at least one character, got none"):
+            empty()
+
+
+def test_many_questions_are_answered_a_batch_at_a_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = load(file)
+    sizes: list[int] = []
+
+    def counted(model: TinyGPT, ids: Tensor, *args: Any, **settings: Any) -> Tensor:
+        sizes.append(len(ids))
+        return generate(model, ids, *args, **settings)
+
+    monkeypatch.setattr("tinygpt_lightning.trained.generate", counted)
+    questions = ["Xin chào", "Xin", "chào"] * 50
+    assert trained.answer_all(questions) == trained.answer_all(questions[:3]) * 50
+    assert sizes == [64, 64, 22, 3]
+
+
+def test_several_threads_get_what_one_gets(file: Path) -> None:
+    trained = load(file)
+    prompts = [SENTENCE[: 1 + i % 40] for i in range(200)]
+    config = GenerationConfig(temperature=1.0, seed=1)
+    expected = [(trained.complete(prompt, config), trained.predict_next(prompt)) for prompt in prompts]
+    with ThreadPoolExecutor(8) as threads:
+        got = threads.map(lambda prompt: (trained.complete(prompt, config), trained.predict_next(prompt)), prompts)
+        assert list(got) == expected
+    assert not trained.model.training
+
+
+def test_an_answer_is_known_where_the_question_is_like_the_taught_one(model: TinyGPT) -> None:
+    taught = replace(TAUGHT, known_from=0.8)
+    trained = TrainedGPT(model, CharTokenizer.from_text(SENTENCE), taught)
+    answer = QAPair().answer
+    assert trained.ask("Xin chào") == (answer, 1.0, True)
+    assert trained.judge("xin chao?", answer) == (answer, 1.0, True)
+    assert trained.judge("Bạn là ai", answer).known is False
+    assert trained.judge("Xin chào", "something else") == ("something else", 0.0, False)
+    assert trained.ask("Ω") == ("", 0.0, False)
+    assert trained.nearest("chào") == ["Xin chào"]
+    without = TrainedGPT(model, CharTokenizer.from_text(SENTENCE), TAUGHT)
+    assert without.judge("Bạn là ai", answer).known is True
+    with pytest.raises(UnknownCharacterError):
+        without.ask("Ω")
+
+
+def test_a_question_in_another_form_is_read_as_the_taught_one(model: TinyGPT) -> None:
+    pairs = [QAPair("Ma là gì?", "1"), QAPair("Má là gì?", "2"), QAPair("Dự án này là gì", "3")]
+    taught = replace(Taught.of(pairs), known_from=0.8)
+    trained = TrainedGPT(model, taught.tokenizer(), taught)
+    assert trained.as_taught("  du an này LÀ gì???") == "Dự án này là gì"
+    for question in ("Dự án nàyy là gì", "ma la gi", "Má là gì?", "Ω"):  # a typo, one of two, taught, foreign
+        assert trained.as_taught(question) == question
+    without = TrainedGPT(model, taught.tokenizer(), replace(taught, known_from=None))
+    assert without.as_taught("du an nay la gi") == "du an nay la gi"
+
+
+def test_the_threshold_travels_in_the_checkpoint(model: TinyGPT, tmp_path: Path) -> None:
+    for known_from in (None, 0.75):
+        taught = replace(TAUGHT, known_from=known_from)
+        save(TrainedGPT(model, CharTokenizer.from_text(SENTENCE), taught), tmp_path / "a.ckpt")
+        assert load(tmp_path / "a.ckpt").taught.known_from == known_from
+    earlier = {name: value for name, value in described().items() if name != "known_from"}
+    write_checkpoint(checkpoint(model, tinygpt=earlier), tmp_path / "earlier.ckpt")
+    assert load(tmp_path / "earlier.ckpt").taught.known_from is None
+
+
 def test_the_prompt_comes_back_composed(file: Path) -> None:
     assert load(file).complete("Question: Xin cha\u0300o") == SENTENCE
 
@@ -153,6 +262,14 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "a length as truth": (
         {"tinygpt": {**described(), "max_length": True}},
         "max_length: expected 1 or more, or None, got True",
+    ),
+    "a threshold above 1": (
+        {"tinygpt": {**described(), "known_from": 1.5}},
+        "known_from: expected a number from 0 to 1",
+    ),
+    "a threshold as text": (
+        {"tinygpt": {**described(), "known_from": "1"}},
+        "known_from: expected a number from 0 to 1",
     ),
     "an unknown entry": ({"tinygpt": {**described(), "x": 1}}, "its tinygpt has an unknown entry 'x'"),
     "a missing entry": ({"tinygpt": {"vocab": {}}}, "its tinygpt lacks 'config'"),

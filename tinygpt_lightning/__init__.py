@@ -6,26 +6,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.exact_resume import ExactResume
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+    from tinygpt_lightning.callbacks.snapshots import Snapshots
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
     from tinygpt_lightning.callbacks.stages import Stage, Until
     from tinygpt_lightning.data.data_module import QADataModule
+    from tinygpt_lightning.data.text import QAPair
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
     from tinygpt_lightning.gpt.generation import GenerationConfig, generate
     from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
     from tinygpt_lightning.gpt.tokenizer import CharTokenizer
     from tinygpt_lightning.module import TinyGPTModule
-    from tinygpt_lightning.trained import TrainedGPT, load
+    from tinygpt_lightning.trained import Answer, TrainedGPT, load, save
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Answer",
     "CharTokenizer",
     "CheckpointError",
     "ExactResume",
     "GPTConfig",
     "GenerationConfig",
     "QADataModule",
+    "QAPair",
     "SafeCheckpointIO",
+    "Snapshots",
     "Stage",
     "StagedTraining",
     "TinyGPT",
@@ -35,16 +40,20 @@ __all__ = [
     "generate",
     "load",
     "read_checkpoint",
+    "save",
 ]
 
 _MODULES = {
+    "Answer": "trained",
     "CharTokenizer": "gpt.tokenizer",
     "CheckpointError": "gpt.checkpoint",
     "ExactResume": "callbacks.exact_resume",
     "GPTConfig": "gpt.model",
     "GenerationConfig": "gpt.generation",
     "QADataModule": "data.data_module",
+    "QAPair": "data.text",
     "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
+    "Snapshots": "callbacks.snapshots",
     "Stage": "callbacks.stages",
     "StagedTraining": "callbacks.staged_training",
     "TinyGPT": "gpt.model",
@@ -54,6 +63,7 @@ _MODULES = {
     "generate": "gpt.generation",
     "load": "trained",
     "read_checkpoint": "gpt.checkpoint",
+    "save": "trained",
 }
 
 

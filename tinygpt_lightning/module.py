@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,17 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from tinygpt_lightning.data.batches import IGNORED, Batch, exact_rows
+from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.data.noise import SPARE
+from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught
+from tinygpt_lightning.description import CHECKPOINT_KEY, describe, read_description, read_weights
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig, TinyGPT
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.metrics import PairMetrics
-from tinygpt_lightning.trained import CHECKPOINT_KEY, TrainedGPT, describe, load, read_description, read_weights
+from tinygpt_lightning.trained import TrainedGPT, load
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -95,6 +100,29 @@ class TinyGPTModule(LightningModule):
         self.loss_on = loss_on
         self.generation = GenerationConfig()
         self.metrics = PairMetrics()
+
+    @classmethod
+    def for_data(cls, data: QADataModule, **sizes: Any) -> TinyGPTModule:
+        """Make a module that learns the pairs of a data module, in about a hundred epochs.
+
+        Args:
+            data: The data module.
+            sizes: Fields of `GPTConfig`; what is missing follows from the pairs.
+        """
+        recipe = recipe_for(data.taught.pairs)
+        longest = data.taught.max_length or 0
+        config = GPTConfig(
+            **{
+                "vocab_size": len(data.tokenizer),
+                "n_positions": longest + SPARE,
+                "n_embd": recipe.n_embd,
+                "n_head": recipe.n_head,
+                **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+                **sizes,
+            }
+        )
+        optimizer = partial(torch.optim.AdamW, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
+        return cls(config, data.tokenizer.vocab, optimizer, taught=data.taught, loss_on="answer")
 
     def configure_optimizers(self) -> Any:
         """Make a new optimizer, and scheduler, each time it is called."""

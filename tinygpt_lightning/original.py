@@ -19,11 +19,12 @@ from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.data.batches import IGNORED, Batch
 from tinygpt_lightning.data.text import QAPair, Taught
+from tinygpt_lightning.description import describe, state_of
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, plain_values, read_checkpoint
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.trained import TrainedGPT, describe, network_of, state_of
+from tinygpt_lightning.trained import TrainedGPT, network_of
 
 WEIGHTS, VOCABULARY = "single_block_model_state_dict.pth", "vocab.json"
 MASK = "h.attn.bias"  # the causal mask, which the original keeps among its weights

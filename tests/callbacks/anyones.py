@@ -192,6 +192,22 @@ class Restarts(Anyones):
         ]
 
 
+class Plateau(Anyones):
+    """ReduceLROnPlateau, which Lightning steps after an epoch's checkpoints are saved; it reduces at once."""
+
+    interval = "epoch"
+
+    def configure_optimizers(self) -> Any:
+        optimizer = AdamW(self.parameters(), lr=0.05)
+        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.05)
+        monitored = {"scheduler": scheduler, "interval": self.interval, "monitor": "train/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": monitored}
+
+
+class PlateauBySteps(Plateau):
+    interval = "step"
+
+
 class Streams(Anyones):
     def train_dataloader(self) -> Any:
         return DataLoader(Streamed(), batch_size=2, num_workers=2)
@@ -342,5 +358,32 @@ SETUPS = {
     "kept state": Setup(stages=[Stage(2), Stage(2, reset_optimizer=False)]),
     "until": Setup(stages=[Stage(4, until=Until("val/loss", patience=1)), Stage(3, until=second_epoch)]),
     "clipped": Setup(trainer={"gradient_clip_val": 0.1}),
+    "plateau": Setup(Plateau),
+    "plateau by steps": Setup(PlateauBySteps, trainer={"val_check_interval": 2}),
+    "plateau, accumulated": Setup(PlateauBySteps, trainer={"accumulate_grad_batches": 2}),
+    "steps": Setup(stages=[Stage(steps=7), Stage(steps=6)]),
+    "steps at an epoch's end": Setup(stages=[Stage(steps=5), Stage(steps=10)]),
+    "steps and epochs": Setup(stages=[Stage(steps=7), Stage(1), Stage(steps=3, reset_optimizer=False)]),
+    "steps, accumulated": Setup(stages=[Stage(steps=4), Stage(steps=4)], trainer={"accumulate_grad_batches": 2}),
+    "steps, validation within the epoch": Setup(
+        Measured, [Stage(steps=6), Stage(steps=2), Stage(steps=5)], trainer={"val_check_interval": 2}
+    ),
+    "steps, until": Setup(
+        stages=[Stage(steps=30, until=Until("val/loss", patience=1)), Stage(steps=4)], trainer={"val_check_interval": 2}
+    ),
+    "steps, until, accumulated": Setup(
+        stages=[Stage(steps=30, until=Until("val/loss", patience=1)), Stage(steps=4)],
+        trainer={"val_check_interval": 3, "accumulate_grad_batches": 2},
+    ),
+    "steps, streamed": Setup(StreamsInProcess, [Stage(steps=7), Stage(steps=6)]),
+    "steps, streamed by workers": Setup(Streams, [Stage(steps=7), Stage(steps=6)]),
+    "steps, OneCycleLR": Setup(OneCycle, [Stage(steps=7), Stage(steps=6)]),
+    "steps, plateau": Setup(PlateauBySteps, [Stage(steps=7), Stage(steps=6)], trainer={"val_check_interval": 2}),
+    "steps, plateau, epochs": Setup(Plateau, [Stage(steps=7), Stage(steps=8)]),
+    "steps, two optimizers": Setup(Adversaries, [Stage(steps=13), Stage(steps=12)]),
+    "steps, new layer": Setup(OnlyTrainable, [Stage(steps=7), Stage(steps=6)], staged=NewHead),
+    "steps, frozen layer": Setup(
+        OnlyTrainable, [Stage(steps=3), Stage(steps=7), Stage(steps=4, reset_optimizer=False)], staged=Freezes
+    ),
     "loaders made anew": Setup(Workers, trainer={"reload_dataloaders_every_n_epochs": 1}),
 }

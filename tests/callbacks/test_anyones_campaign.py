@@ -165,7 +165,7 @@ def test_a_killed_and_resumed_run_equals_the_run_that_was_not_killed(name: str, 
     assert len(stages) == len(setup.stages)
     wrong: dict[str, str] = {}
     instants = sorted(copies.iterdir())
-    assert len(instants) > 60 // every
+    assert len(instants) >= 50 // every
     for instant in instants:
         shutil.rmtree(folder)
         shutil.copytree(instant, folder)

@@ -264,26 +264,6 @@ def test_seed_all_covers_each_generator():
     assert all(new != old for new, old in zip(draw(), first, strict=True))
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_reduce_on_plateau_is_refused_from_the_start_and_when_it_comes_later(tmp_path, epoch):
-    class Plateau(Module):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            if self.current_epoch < epoch:
-                return optimizer
-            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
-
-    class Rebuild(Callback):
-        def on_train_epoch_start(self, trainer, *_):
-            trainer.strategy.setup_optimizers(trainer)
-
-    module = Plateau()
-    with pytest.raises(MisconfigurationException, match="got ReduceLROnPlateau"):
-        fit(tmp_path, Rebuild(), ExactResume(), module=module, enable_checkpointing=False)
-    assert len(module.losses) == epoch * BATCHES
-
-
 @pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 def test_dataloader_iter_is_refused(tmp_path):
     class Fetches(Module):

@@ -40,9 +40,14 @@ class UsesEachName(Callback):
         assert "training_step.train/loss" in averages
         _lightning.restore_running_averages(trainer, pl_module, averages)
         _lightning.log_step(trainer)
-        _lightning.log_epoch(trainer)
+        _lightning.update_plateau_schedulers(trainer, "step")
+        _lightning.finish_epoch(trainer)
         _lightning.count_logged_steps(trainer, 0)
         _lightning.start_next_epoch(trainer)
+        _lightning.count_as_started(trainer)
+        assert not _lightning.is_last_batch(trainer)
+        assert not _lightning.finishes_batch_or_epoch_first(trainer)
+        _lightning.start_next_batch(trainer)
         _lightning.validate_again(trainer)
         _lightning.restore_logged_values(trainer, logged)
         trainer._logger_connector._first_loop_iter = False  # as before

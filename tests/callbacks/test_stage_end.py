@@ -57,7 +57,7 @@ def test_a_stage_ends_when_the_value_is_good_enough_several_times_in_a_row(tmp_p
     trainer = quiet_trainer(tmp_path, ends)
     trainer.fit(module)
     assert ends.ends == [(0, 3), (1, 5)]
-    assert (trainer.current_epoch, trainer.max_epochs) == (6, 6)
+    assert (trainer.current_epoch, trainer.max_epochs) == (6, -1)
     saved = [torch.load(tmp_path / f"stage-{number}.ckpt", weights_only=True) for number in (1, 2)]
     steps = [checkpoint["optimizer_states"][0]["state"][0]["step"] for checkpoint in saved]
     assert steps == [4 * BATCHES, 2 * BATCHES]  # the second one's optimizer is new
@@ -135,7 +135,7 @@ def test_only_stages_to_come_may_change_after_an_early_end(tmp_path: Path) -> No
 
 def test_weight_averaging_which_needs_the_last_epoch_is_refused(tmp_path: Path) -> None:
     stages = [Stage(9, until=GOOD), Stage(2)]
-    with pytest.raises(StageError, match="until: expected no StochasticWeightAveraging"):
+    with pytest.raises(StageError, match="until.*StochasticWeightAveraging"):
         quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), StochasticWeightAveraging(0.1, 10)).fit(Scored())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -19,22 +21,41 @@ def test_a_run_moves_through_its_stages(lengths: list[tuple[int, int]]) -> None:
     position, seen = Position(), []
     for epoch in range(len(expected)):
         if position.is_over:
-            position = position.next(epoch)
+            position = position.next(epoch, 10 * epoch)
         seen.append(position.index)
         done, (_, condition) = epoch + 1, lengths[position.index]
         following = sum(stage.epochs for stage in stages[position.index + 1 :])
-        assert position.last_epoch(stages, done) == position.begun + stages[position.index].epochs + following
-        if position.ends(stages, done) or done - position.begun == condition:
-            position = position.over()
+        assert position.last_epoch(stages, done) == position.epoch + stages[position.index].epochs + following
+        if position.reaches_end(stages, done, 10 * done) or done - position.epoch == condition:
+            position = replace(position, is_over=True)
             assert position.last_epoch(stages, done) == done + following
     assert seen == expected
-    assert position == Position(len(stages) - 1, position.begun, is_over=True)
+    assert position == Position(len(stages) - 1, position.epoch, 10 * position.epoch, is_over=True)
 
 
-@pytest.mark.parametrize("epochs", [0, -1])
-def test_a_stage_has_at_least_one_epoch(epochs: int) -> None:
-    with pytest.raises(ValueError, match=f"epochs.*got {epochs}"):
-        Stage(epochs=epochs)
+def test_stages_in_steps_and_epochs_follow_one_another() -> None:
+    stages = [Stage(steps=25), Stage(2), Stage(steps=5)]
+    first = Position()
+    assert [first.reaches_end(stages, steps // 10, steps) for steps in (24, 25, 26)] == [False, True, True]
+    second = first.next(2, 25)  # in the third epoch, the rest of which counts
+    assert [second.reaches_end(stages, epochs, 10 * epochs) for epochs in (2, 3, 4)] == [False, False, True]
+    assert [second.next(4, 40).reaches_end(stages, 4, steps) for steps in (44, 45)] == [False, True]
+    assert {position.last_epoch(stages, 9) for position in (first, second, second.next(4, 40))} == {-1}
+    assert Position(2, 4, 40, is_over=True).last_epoch(stages, 5) == 5
+    assert Position(1, 2, 25).last_epoch(stages[:2], 3) == 4
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps"])
+@pytest.mark.parametrize("length", [0, -1, 1.5, True, "3"])
+def test_a_length_is_an_integer_of_at_least_one(name: str, length: object) -> None:
+    with pytest.raises(ValueError, match=f"{name}: .*got {length!r}"):
+        Stage(**{name: length})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lengths", [{}, {"epochs": 1, "steps": 1}])
+def test_a_stage_has_either_epochs_or_steps(lengths: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="either epochs or steps"):
+        Stage(**lengths)
 
 
 VALUES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]), min_size=1, max_size=12)

@@ -43,7 +43,7 @@ def test_two_that_ask_at_once_get_two(tmp_path: Path) -> None:
 def test_a_run_is_finished_when_its_last_stage_is(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert not run.is_finished()
-    run.config.write_text("stages: [{epochs: 1}, {epochs: 1}]", encoding="utf-8")
+    run.config.write_text("{model: {}, data: {}, trainer: {}, stages: [{epochs: 1}, {epochs: 1}]}", encoding="utf-8")
     run.stage(1).touch()
     assert not run.is_finished()
     assert run.is_finished(1)
@@ -53,7 +53,7 @@ def test_a_run_is_finished_when_its_last_stage_is(tmp_path: Path) -> None:
 
 def finished(folder: Path) -> Run:
     run = new_run(folder)
-    run.config.write_text("stages: [{epochs: 1}]", encoding="utf-8")
+    run.config.write_text("{model: {}, data: {}, trainer: {}, stages: [{epochs: 1}]}", encoding="utf-8")
     run.stage(1).touch()
     return run
 

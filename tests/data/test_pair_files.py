@@ -113,8 +113,8 @@ def test_each_mistake_is_told_with_its_line(name: str) -> None:
 
 
 TABLES = {
-    "no such columns": (b"Question;Answer\nQ;A\n", 1, "expected a column question, got the columns Question;Answer"),
-    "no answers": (b"question\nQ\n", 1, "expected a column answer, got the columns question"),
+    "no such columns": (b"Frage;Antwort\nQ;A\n", 1, "expected a header with the columns question and answer"),
+    "no answers": (b"question\nQ\n", 1, "expected a header with the columns question and answer"),
     "a comma that is not quoted": (
         b"question,answer\nQ,A, B\n",
         2,
@@ -122,19 +122,97 @@ TABLES = {
     ),
     "an empty field": (b"question,answer\nQ,\n", 2, "answer: expected at least one character, got none"),
     "a quotation mark without an end": (b'question,answer\n"Q,A\n', 2, "expected fields between ',', got something"),
-    "no UTF-8": ("question,answer\n\nQ,é\n".encode("utf-16-le"), 1, "expected UTF-8, got"),
-    "no UTF-8 in one line": (b"question,answer\nQ,\xff\n", 2, "expected UTF-8, got the byte 0xff at column 3"),
+    "UTF-16 without its mark": ("question,answer\nQ,é\n".encode("utf-16-le"), 2, "expected UTF-8, got the byte 0xe9"),
+    "Windows-1252": ("question,answer\nQ,é\n".encode("cp1252"), 2, "expected UTF-8, got the byte 0xe9 at column 3"),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_each_mistake_in_a_table_is_told_with_its_line(name: str) -> None:
     content, number, reason = TABLES[name]
-    if name == "no UTF-8":
-        content = b"\xff\xfe" + content
     first = read(content, "pairs.csv").mistakes[0]
     assert first.line == number
     assert first.reason.startswith(reason)
+
+
+def test_half_of_a_file_in_utf16_is_refused() -> None:
+    with pytest.raises(PairsError, match="expected UTF-16 after its byte order mark, got something else"):
+        read(b"\xff\xfeq", "pairs.csv")
+
+
+def test_a_file_in_windows_own_encoding_is_refused_with_the_way_to_save_it_as_utf8() -> None:
+    mistake = read("question,answer\nTaxe,29 €\n".encode("cp1252"), "pairs.csv").mistakes[0]
+    assert "UTF-8 (in Excel: Save As" in mistake.reason
+
+
+EXPECTED = [QAPair("Q1", "A; 1"), QAPair("Q\n2", "A2")]
+EXCEL = {
+    "commas": 'question,answer\nQ1,A; 1\n"Q\n2",A2\n',
+    "semicolons": 'Question;Answer\r\nQ1;"A; 1"\r\n"Q\n2";A2\r\n',
+    "tabulators": 'QUESTION\tANSWER\nQ1\tA; 1\n"Q\n2"\tA2\n',
+    "vietnamese": 'STT;Câu hỏi;Trả lời\n1;Q1;"A; 1"\n2;"Q\n2";A2\n',
+    "decomposed": unicodedata.normalize("NFD", 'Câu hỏi , Trả lời \nQ1,A; 1\n"Q\n2",A2\n'),
+    "empty rows": 'question;answer;\nQ1;"A; 1";\n;;\n"Q\n2";A2;\n;;\n ; ;\n',
+    "empty cells": 'question,answer\nQ1,A; 1,,\n"Q\n2",A2,,\n,,,\n',
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", EXCEL)
+def test_a_table_is_read_as_excel_writes_it(name: str, encoding: str) -> None:
+    file = read(EXCEL[name].encode(encoding), "pairs.csv")
+    assert (file.pairs, file.mistakes) == (EXPECTED, [])
+
+
+def chat(*turns: tuple[str, str]) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+OTHERS: dict[str, dict[str, object]] = {
+    "completion": {"prompt": "Q", "completion": "A"},
+    "instruction": {"instruction": "Q", "input": "", "output": "A"},
+    "messages": chat(("user", "Q"), ("assistant", "A")),
+    "other case": {"Question": "Q", "ANSWER": "A"},
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_names_of_others_are_read_in_lines_and_in_an_array(name: str, encoding: str) -> None:
+    row = OTHERS[name]
+    assert read((json.dumps(row) + "\n").encode(encoding)).pairs == [QAPair("Q", "A")]
+    array = read(json.dumps([{"question": "X,[]", "answer": "Y"}, row], indent=1).encode(encoding), "pairs.json")
+    assert (array.pairs, array.lines, array.mistakes) == ([QAPair("X,[]", "Y"), QAPair("Q", "A")], [2, 6], [])
+
+
+MORE: dict[str, tuple[dict[str, object], str]] = {
+    "a third text": ({"instruction": "Q", "input": "I", "output": "A"}, "input: expected a question and an answer al"),
+    "a system turn": (chat(("system", "S"), ("user", "Q"), ("assistant", "A")), "messages: expected one turn of the "),
+    "two questions": (chat(*[("user", "Q"), ("assistant", "A")] * 2), "messages: expected one turn of the user and"),
+    "no answer": (chat(("user", "Q")), "messages: expected one turn of the user and one of the assistant, got user"),
+    "no turns": ({"messages": "Q"}, "messages: expected a list of turns, got 'Q'"),
+    "no content": ({"messages": [{"role": "user"}, {"role": "assistant"}]}, "question: expected text, and it is"),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_has_more_than_a_pair_is_refused_by_its_line(name: str) -> None:
+    row, reason = MORE[name]
+    first = {"question": "first", "answer": "1"}
+    for content, ending in ((f"{json.dumps(first)}\n{json.dumps(row)}", ".jsonl"), (json.dumps([first, row]), ".json")):
+        (mistake,) = read(content.encode(), f"pairs{ending}").mistakes
+        assert mistake.line == (2 if ending == ".jsonl" else 1)
+        assert mistake.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"), [("", 1), ("[1\n,", 2), ('{"question": "Q"}', 1), ("[" * 200_000, 1), ("[\n\n7]", 3)]
+)
+def test_what_is_no_array_of_objects_is_refused_by_its_line(content: str, line: int) -> None:
+    (mistake,) = read(content.encode(), "pairs.json").mistakes
+    assert mistake.line == line
+    assert mistake.reason.startswith("expected a JSON ")
+    assert len(mistake.reason) < 120
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv", "pairs.tsv"])
@@ -146,7 +224,7 @@ def test_a_file_of_nothing_has_no_pair(name: str) -> None:
 @pytest.mark.parametrize(("name", "ending"), [("pairs.txt", ".txt"), ("pairs", "no ending")])
 def test_another_kind_of_file_is_refused_by_its_name(tmp_path: Path, name: str, ending: str) -> None:
     for reader in (read_pairs, read_questions):
-        with pytest.raises(PairsError, match=rf"{name}: expected a file .jsonl, .csv or .tsv, got {ending}$"):
+        with pytest.raises(PairsError, match=rf"{name}: expected a file .jsonl, .json, .csv or .tsv, got {ending}$"):
             reader(tmp_path / name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -124,11 +124,48 @@ def is_step(trainer: Trainer) -> bool:
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the batch at hand is its epoch's last one."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def finishes_batch_or_epoch_first(trainer: Trainer) -> bool:
+    """Whether a resumed run first finishes the batch of its checkpoint, with its validation, or that batch's epoch."""
+    loop, epochs = trainer.fit_loop.epoch_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
+    if epochs.started == epochs.processed:
+        return False
+    is_at_batch_end = loop.val_loop.restarted_mid_evaluation or loop.restarted_on_last
+    return is_last_batch(trainer) or (is_at_batch_end and is_validated_next(trainer))
+
+
+def start_next_batch(trainer: Trainer) -> None:
+    """Make Lightning start with the next batch: it would finish the last one, which is over, once more."""
+    trainer.fit_loop.epoch_loop.reset_restart_stage()
+
+
+def end_epoch_at_once(trainer: Trainer) -> None:
+    """Make Lightning end the epoch, and the fit, before the next batch."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.restarting = False  # a restarting loop waits for a validation
+    loop.max_steps = trainer.global_step
+
+
+def update_plateau_schedulers(trainer: Trainer, interval: str) -> None:
+    """Step ReduceLROnPlateau after a ``step`` or an ``epoch``, which Lightning does after checkpoints are saved."""
+    if interval == "step" or is_last_batch(trainer):
+        trainer.fit_loop.epoch_loop.update_lr_schedulers(interval, update_plateau_schedulers=True)
+
+
 def validate_again(trainer: Trainer) -> None:
     """Make Lightning validate first when training starts, from batch 0 on."""
     loop: Any = trainer.fit_loop.epoch_loop.val_loop
     loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
     loop.batch_progress.current.reset()
+
+
+def count_as_started(trainer: Trainer) -> None:
+    """Let the epoch that a run is resumed in end like any other: Lightning would not step ReduceLROnPlateau."""
+    trainer.fit_loop._restarting = False
 
 
 def start_next_epoch(trainer: Trainer) -> None:
@@ -149,13 +186,14 @@ def log_step(trainer: Trainer) -> None:
     connector.update_train_step_metrics()
 
 
-def log_epoch(trainer: Trainer) -> None:
-    """Log the values of the epoch that a checkpoint was saved in, which its process may not have logged."""
+def finish_epoch(trainer: Trainer) -> None:
+    """End the epoch at whose end a checkpoint was saved: step ReduceLROnPlateau, and log what may not be logged."""
     connector, loop = trainer._logger_connector, trainer.fit_loop
     connector.epoch_end_reached()
     connector.on_epoch_end()
-    # As at an epoch's end: the values belong to the last step, and the epoch is not counted yet.
+    # As at an epoch's end: the epoch is not counted yet, and the values belong to the last step.
     loop.epoch_progress.current.completed -= 1
+    update_plateau_schedulers(trainer, "epoch")
     loop.epoch_loop._batches_that_stepped -= 1
     connector.update_train_epoch_metrics()
     loop.epoch_loop._batches_that_stepped += 1

@@ -86,9 +86,8 @@ class ExactResume(Callback):
 
     Raises:
         MisconfigurationException: With FSDP, DeepSpeed or ModelParallel, which restore optimizers and callbacks in an
-            order not proven to be exact; with ReduceLROnPlateau, which steps after the checkpoint is written; with
-            ``training_step(dataloader_iter)``, whose batches nobody else counts; with another number of processes
-            than wrote the checkpoint.
+            order not proven to be exact; with ``training_step(dataloader_iter)``, whose batches nobody else counts;
+            with another number of processes than wrote the checkpoint.
 
     Source: Lightning issues #6891, #8502, #9130, #17543, #19617; seeding by counter as in Salmon et al. 2011,
     "Parallel Random Numbers: As Easy as 1, 2, 3".
@@ -100,6 +99,7 @@ class ExactResume(Callback):
     def _begin(self) -> None:
         self._seeds: list[int] = []  # one per process
         self._validated = 0  # batches done when the last validation ended
+        self._ended = 0  # batches that are over, with their validation
         self._metrics: dict[str, Metric] = {}  # those in use when the validation began
         self._resumed: dict[str, Any] | None = None  # what this process saved in the checkpoint
         self._pending: unfinished_epoch.Pending | None = None
@@ -113,14 +113,15 @@ class ExactResume(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             metrics = self._metrics if trainer.validating else unfinished_epoch.metrics_in_use(pl_module)
             checkpoint["callbacks"][self.state_key] |= {
-                "progress": unfinished_epoch.note_progress(trainer, self._validated),
+                "progress": unfinished_epoch.note_progress(trainer, self._validated, self._ended),
                 "processes": unfinished_epoch.note_state(trainer, pl_module, metrics),
             }
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["callbacks"].get(self.state_key)
-        if trainer.state.fn != TrainerFn.FITTING or state is None:
+        # Lightning's tuner saves a checkpoint before any seed is drawn.
+        if trainer.state.fn != TrainerFn.FITTING or state is None or not state["seeds"]:
             return
         self._seeds = state["seeds"]
         _check_processes(self._seeds, trainer)
@@ -152,16 +153,14 @@ class ExactResume(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _refuse_plateau(trainer)
         try_saving(trainer)
-        self._restore(trainer, pl_module)
+        self.restore(trainer, pl_module)
         # Lightning skips on_train_epoch_start when it resumes within an epoch.
         if trainer.fit_loop.restarted_mid_epoch:
             unfinished_epoch.fetch_again(trainer, partial(self._seed, trainer), _batches(trainer))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _refuse_plateau(trainer)  # again, since a callback may have built other schedulers
         self._seed(trainer, "epoch", trainer.current_epoch)
         unfinished_epoch.begin_epoch(trainer)
 
@@ -190,10 +189,14 @@ class ExactResume(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._restore(trainer, pl_module)  # where there was nothing left to train
+            self.restore(trainer, pl_module)  # where there was nothing left to train
 
-    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore gradients and averages, and do what is pending, once."""
+    def end_batch(self, trainer: Trainer) -> None:
+        """Note that the last batch is over, for a checkpoint that is saved before the next one begins."""
+        self._ended = _batches(trainer)
+
+    def restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore gradients and averages, and do what is pending, once, when training starts."""
         if self._resumed is not None:
             unfinished_epoch.restore_state(trainer, pl_module, self._resumed)
         if self._pending is not None:
@@ -223,12 +226,4 @@ def _check_processes(seeds: list[int], trainer: Trainer) -> None:
         raise MisconfigurationException(
             f"ExactResume: expected {len(seeds)} processes, which wrote the checkpoint,"
             f" got {trainer.world_size}; set devices and num_nodes to the former values"
-        )
-
-
-def _refuse_plateau(trainer: Trainer) -> None:
-    if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
-        raise MisconfigurationException(
-            "ExactResume: expected a scheduler that can be resumed exactly, got ReduceLROnPlateau,"
-            " which steps after the checkpoint is written"
         )

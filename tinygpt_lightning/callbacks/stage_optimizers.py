@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tinygpt_lightning.callbacks._lightning import is_missing, replaced, unscales_by_itself
-from tinygpt_lightning.callbacks.stages import Stage, StageError
+from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, replaced, unscales_by_itself
+from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
 
 Options = list[dict[str, Any]]  # of each parameter group, without the parameters
+
+
+@contextmanager
+def length_of(trainer: Trainer, stage: Stage) -> Iterator[None]:
+    """Give the trainer the length of a stage, which schedulers may depend on, until the context ends."""
+    loop = trainer.fit_loop
+    with (
+        replaced(loop, "max_epochs", stage.epochs or -1),
+        replaced(loop.epoch_loop, "max_steps", stage.steps or -1),
+    ):
+        yield
 
 
 def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
     """Replace the trainer's optimizers and schedulers by new ones.
 
-    Meanwhile the trainer's length (``estimated_stepping_batches``, ``max_epochs``) is the stage's.
+    Meanwhile the trainer's length (``estimated_stepping_batches``, ``max_epochs``, ``max_steps``) is the stage's.
 
     Raises:
         StageError: If the module configures none, or several where the stage brings one of its own.
     """
-    with replaced(trainer.fit_loop, "max_epochs", stage.epochs), _options_before_schedulers() as untouched:
+    with length_of(trainer, stage), _options_before_schedulers() as untouched:
         # The strategy's method also replaces Lightning's wrappers and the scheduler configurations.
         trainer.strategy.setup_optimizers(trainer)
         if any(is_missing(optimizer) for optimizer in trainer.optimizers):
@@ -42,7 +55,7 @@ def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
             )
         optimizer = trainer.optimizers[0]
         if stage.optimizer is not None:
-            optimizer = stage.optimizer([p for group in optimizer.param_groups for p in group["params"]])
+            optimizer = stage.optimizer(_parameters(optimizer, untouched.get(optimizer)))
         else:
             # The module's own scheduler, which is dropped here, has changed the options.
             for group, options in zip(optimizer.param_groups, untouched.get(optimizer, []), strict=False):
@@ -51,9 +64,26 @@ def build(trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
                 group.update(options, params=params)
         configured: dict[str, Any] = {"optimizer": optimizer}
         if stage.lr_scheduler is not None:
-            configured["lr_scheduler"] = stage.lr_scheduler(optimizer)
+            configured["lr_scheduler"] = {
+                "scheduler": stage.lr_scheduler(optimizer),
+                "interval": stage.interval,
+                "frequency": stage.frequency,
+                **({"monitor": stage.monitor} if stage.monitor else {}),
+            }
         with replaced(pl_module, "configure_optimizers", lambda: configured):
             trainer.strategy.setup_optimizers(trainer)
+
+
+def _parameters(optimizer: Optimizer, untouched: Options | None) -> list[Any]:
+    """Return the optimizer's parameters; if it has groups, with the options in which a group differs from the rest."""
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return list(groups[0]["params"])
+    own = untouched or [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    return [
+        {"params": group["params"], **{n: v for n, v in options.items() if v != optimizer.defaults.get(n, v)}}
+        for group, options in zip(groups, own, strict=True)
+    ]
 
 
 def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage]) -> None:
@@ -80,11 +110,6 @@ def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage
             raise StageError(
                 f"stages[{i}]: expected an optimizer like the one before, whose state it is to keep "
                 f"(reset_optimizer: false), got {kinds[0].__name__} after {kinds_before[0].__name__}"
-            )
-        if any(config.reduce_on_plateau for config in trainer.strategy.lr_scheduler_configs):
-            raise StageError(
-                f"stages[{i}].lr_scheduler: expected any but ReduceLROnPlateau, which steps after the "
-                "checkpoint is written, so that no run could be resumed exactly"
             )
         _check_clipping(trainer, i)
         before = now
@@ -116,6 +141,42 @@ def settings_of_optimizers(trainer: Trainer) -> dict[str, str]:
         settings[name] = type(scheduler).__name__
         settings |= {f"{name}.{k}": str(v) for k, v in scheduler.state_dict().items()}
     return settings
+
+
+def check_averaging(trainer: Trainer, stages: Sequence[Stage]) -> None:
+    """Refuse `StochasticWeightAveraging` across a boundary, which would replace its learning rates."""
+    epochs = Position().last_epoch(stages, 0)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            if epochs == -1 or any(stage.until is not None for stage in stages):
+                raise StageError(
+                    "stages: expected neither steps nor until beside StochasticWeightAveraging, which needs to know "
+                    "the last epoch"
+                )
+            start, last_stage = averaging_start(callback), epochs - (stages[-1].epochs or 0)
+            # Counted from 1, or a share of all epochs.
+            if max(start if isinstance(start, int) else int(epochs * start), 1) <= last_stage:
+                raise StageError(
+                    f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
+                    f"averages within the last stage, got {start}; a boundary would replace its learning rates"
+                )
+
+
+def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a resume with other stages than the run began with; each argument is a callback's state."""
+    pairs = [*zip(before["stages"], now["stages"], strict=True)]
+    if not before["optimizer"]:  # Lightning's tuner saves a checkpoint before any optimizer is built
+        return
+    # The optimizer of a stage that is over plays no role any more.
+    pairs[-1] = ({**pairs[-1][0], **before["optimizer"]}, {**pairs[-1][1], **now["optimizer"]})
+    for i, (old, new) in enumerate(pairs):
+        for name in [*new, *old]:
+            if old.get(name) != new.get(name):
+                expected, got = (textwrap.shorten(str(stage.get(name)), 80) for stage in (old, new))
+                raise StageError(
+                    f"stages[{i}].{name}: expected {expected}, with which this run began the stage, got {got}; "
+                    "only stages still to come may change"
+                )
 
 
 def _check_clipping(trainer: Trainer, index: int) -> None:

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from tinygpt_lightning.callbacks._lightning import averaging_start, then
+from tinygpt_lightning.callbacks._lightning import (
+    end_epoch_at_once,
+    finishes_batch_or_epoch_first,
+    is_last_batch,
+    replaced,
+    then,
+)
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
-from tinygpt_lightning.callbacks.stage_optimizers import build, keep_state, settings_of_optimizers, try_all
+from tinygpt_lightning.callbacks.stage_optimizers import (
+    build,
+    check_averaging,
+    check_resumed,
+    keep_state,
+    length_of,
+    settings_of_optimizers,
+    try_all,
+)
 from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until
+from tinygpt_lightning.callbacks.unfinished_epoch import gradients_are_in_use
 
 
 class StagedTraining(Callback):
     """Trains in stages: at each boundary, in the middle of one fit, optimizers and schedulers are rebuilt.
 
     It works with any LightningModule and needs no other callback, plugin or argument: a boundary calls the module's
-    own ``configure_optimizers`` again, or the stage's factories where it has some. ``max_epochs`` follows from the
-    stages, ``stage`` is logged (from 1), and each stage ends with a checkpoint ``stage-N.ckpt``, which is written when
-    its last epoch is over, after all callbacks, the module, schedulers and loggers. For something of your own at a
-    boundary, override :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)``
-    is called at each stage's end, after the module's ``on_train_epoch_end`` and before checkpoints are saved.
+    own ``configure_optimizers`` again, or the stage's factories where it has some. A stage is so many epochs long, or
+    so many optimizer steps, and then a boundary may lie in the middle of an epoch. The stages end the run (an earlier
+    ``max_epochs`` or ``max_steps`` of the trainer ends it before, to be resumed), ``stage`` is logged (from 1), and
+    each stage leaves a checkpoint ``stage-N.ckpt``, which is written when its last epoch or batch is over, after all
+    callbacks, the module, schedulers and loggers. For something of your own at a boundary, override
+    :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)`` is called at each
+    stage's end: after the module's ``on_train_epoch_end`` and before checkpoints of the epoch are saved; in the middle
+    of an epoch, before the ``stage-N.ckpt``.
 
     **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped again);
-    several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches`` and ``max_epochs``,
-    which are the stage's own while its optimizers are built; a resume from any checkpoint with the optimizers, the
-    schedulers and the decisions (``until``) of the run that wrote it. On resume, :meth:`on_stage_start` of all stages
-    begun so far is called again, in order, before weights are loaded and optimizers built: it must do the same to the
-    module each time (freezing, new layers), and cannot rely on weights or on the trainer's progress. Dropout and
-    shuffled data are exact on resume with `ExactResume` beside it.
+    several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches``, ``max_epochs`` and
+    ``max_steps``, which are the stage's own while its optimizers are built; a resume from any checkpoint with the
+    optimizers, the schedulers and the decisions (``until``) of the run that wrote it. On resume,
+    :meth:`on_stage_start` of all stages begun so far is called again, in order, before weights are loaded and
+    optimizers built: it must do the same to the module each time (freezing, new layers), and cannot rely on weights or
+    on the trainer's progress. Dropout, shuffled data and ReduceLROnPlateau are exact on resume with `ExactResume`.
 
     **Refused** when the fit starts: FSDP, DeepSpeed and ModelParallel, which load optimizers before a callback can
-    choose the stage; ReduceLROnPlateau, which steps after the checkpoint is written; ``max_steps``, and a
-    ``max_epochs`` other than the stages'; weights averaged (``StochasticWeightAveraging``) across a boundary;
+    choose the stage; weights averaged (``StochasticWeightAveraging``) across a boundary;
     ``configure_optimizers`` that returns None or the same object again; a kept state (``reset_optimizer``) for an
     optimizer of another class; other stages than those that a resumed run began with; with `SafeCheckpointIO`, values
     that no checkpoint may hold.
@@ -49,7 +66,7 @@ class StagedTraining(Callback):
     ``validate``, ``test`` and ``predict`` of a checkpoint whose stages added layers, into a module that has none (no
     stage begins there).
 
-    Source: Lightning issues #9982 (declined), #2006, #3095, #5314, #18279.
+    Source: Lightning issues #7629, #9982 (declined), #2006, #3095, #5314, #18279, #19764.
 
     Args:
         stages: The stages, in order.
@@ -73,12 +90,16 @@ class StagedTraining(Callback):
             raise StageError("stages: expected at least one stage, got none")
         self.stages = list(stages)
         self.dirpath = dirpath
-        self._hooks = ExitStack()  # at moments for which Lightning has none
+        self._hooks, self._until_fit_start = ExitStack(), ExitStack()  # at moments for which Lightning has none
         self._begin()
 
     def _begin(self) -> None:
+        self._until_fit_start.close()
         self._hooks.close()
         self.position = Position()
+        self._is_saved = True  # whether the current stage, if it is over, has its checkpoint
+        self._max_epochs = -1  # the trainer's own limit
+        self._progress: Any = SimpleNamespace(started=0, processed=0)  # epochs of the run when the fit started
         self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
         self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
         self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
@@ -89,8 +110,17 @@ class StagedTraining(Callback):
         """One key for all subclasses: each resumes what another one began."""
         return StagedTraining.__qualname__
 
-    def _hook(self, instance: object, method: str, hook: Callable[[Any], None]) -> None:
-        self._hooks.enter_context(then(instance, method, hook))
+    @property
+    def is_finished(self) -> bool:
+        """Whether all stages are over."""
+        return self.position.is_over and self.position.index + 1 == len(self.stages)
+
+    def _hook(self, trainer: Trainer, instance: object, method: str, hook: Callable[[Any], None]) -> None:
+        def hook_of_callback(result: Any) -> None:
+            if self in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's tuner runs without them meanwhile
+                hook(result)
+
+        self._hooks.enter_context(then(instance, method, hook_of_callback))
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
@@ -115,22 +145,37 @@ class StagedTraining(Callback):
         self._begin()
         _check_strategy(trainer)
         # A callback's `on_load_checkpoint` comes after the weights are loaded, too late to add layers.
-        self._hook(trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
+        self._hook(trainer, trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
         if _is_trial(trainer):  # Lightning sets its own max_steps, and saves nothing
             return
-        _check_trainer(trainer, self.stages)
-        trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, 0)
+        check_averaging(trainer, self.stages)
+        loop = trainer.fit_loop
+        # 1000 is Lightning's own default where nobody set a limit.
+        self._max_epochs = loop.max_epochs if loop.max_epochs not in (None, 1000) else -1
+        self._hooks.enter_context(replaced(loop, "max_epochs", loop.max_epochs))
+        self._hooks.enter_context(replaced(loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps))
+        self._limit_epochs(trainer, self._progress)
+        # Lightning builds optimizers, too, before `on_fit_start`.
+        setup_optimizers = trainer.strategy.setup_optimizers
+
+        def setup_for_stage(trainer: Trainer) -> None:
+            with length_of(trainer, self.stages[self.position.index]):
+                setup_optimizers(trainer)
+
+        self._until_fit_start.enter_context(replaced(trainer.strategy, "setup_optimizers", setup_for_stage))
         # After the module's last values and before checkpoints, Lightning calls only subclasses of `EarlyStopping` and
         # `Checkpoint`, and users find such callbacks in `trainer.early_stopping_callback` instead of their own.
-        self._hook(pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
-        self._hook(trainer.fit_loop, "on_advance_end", lambda _: self._save_stage(trainer))
+        self._hook(trainer, pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
+        self._hook(trainer, loop, "on_advance_end", lambda _: self._save_stage(trainer))
+        self._hook(trainer, loop.epoch_loop, "on_run_start", lambda _: self._end_run(trainer))
+        self._hook(trainer, loop.epoch_loop, "on_advance_end", lambda _: self._end_batch(trainer, pl_module))
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Choose the stage and repeat what the begun stages did to the module; weights come afterwards."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None:
             return
-        if "begun" not in state:
+        if "step" not in state:
             raise StageError(
                 f"ckpt_path: expected a checkpoint that this version wrote, got {trainer.ckpt_path} of an earlier one; "
                 "resume it with that version, or start a new run"
@@ -140,33 +185,37 @@ class StagedTraining(Callback):
                 f"stages: expected at least the {state['built'] + 1} that this run began, got {len(self.stages)}"
             )
         self._watched, self._validated, self._resumed = state["watched"], state["validated"], state
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self.position = Position(state["built"], state["begun"], state["is_over"])
-        if self.position.ends(self.stages, done):  # saved at the epoch's end, but before the decision
-            self.position = self.position.over()
-        # For a trial just enough, since Lightning refuses a checkpoint of a later epoch.
-        trainer.fit_loop.max_epochs = done + 1 if _is_trial(trainer) else self.position.last_epoch(self.stages, done)
+        self.position = Position(state["built"], state["epoch"], state["step"], state["is_over"])
+        self._is_saved = not self.position.is_over
+        self._progress = SimpleNamespace(**checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"])
+        if _is_trial(trainer):  # just enough, since Lightning refuses a checkpoint of a later epoch
+            trainer.fit_loop.max_epochs = self._progress.processed + 1
+        else:
+            self._limit_epochs(trainer, self._progress)
         for index in range(1, self.position.index + 1):
             self.on_stage_resume(trainer, pl_module, index)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the optimizers of the stage that training starts in, or resumes in."""
+        self._until_fit_start.close()
         try_all(trainer, pl_module, self.stages)
         # Lightning loads the checkpoint's optimizer states into these after this hook.
         self._build(trainer, pl_module)
         if self._resumed:
-            _check_resumed(self._resumed, self.state_dict())
+            check_resumed(self._resumed, self.state_dict())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cross the boundary that a resumed checkpoint may lie on."""
+        """End the stage, and cross the boundary, that a resumed checkpoint may lie on."""
         try_saving(trainer)
-        self._save_missing_stage(trainer)
-        # `on_train_epoch_start` is skipped when a checkpoint was saved in mid-epoch.
-        self._cross_boundary(trainer, pl_module)
+        if exact := self._exact_resume(trainer):
+            exact.restore(trainer, pl_module)  # first, so that what is pending belongs to the stage that is over
+        self._find_checkpoint(trainer)
+        if not finishes_batch_or_epoch_first(trainer):
+            self._arrive(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that may lie before this epoch."""
-        self._cross_boundary(trainer, pl_module)
+        self._arrive(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the stage with every step, so that its curve shows the boundaries."""
@@ -175,29 +224,43 @@ class StagedTraining(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored value: a run that is resumed between here and the epoch's end has no logged values."""
         until = self.stages[self.position.index].until
-        if isinstance(until, Until) and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.position.is_over:
+            return
+        if isinstance(until, Until):
             value = trainer.callback_metrics.get(until.monitor)
             self._validated = {"epoch": trainer.current_epoch, "value": None if value is None else float(value)}
+        if self._counts_steps and self._until_holds(trainer, pl_module):
+            self._end_stage(trainer, pl_module)
+
+    def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether the stage ends in the middle of an epoch, when a batch and its validation are over."""
+        if self._counts_steps and not is_last_batch(trainer):
+            if exact := self._exact_resume(trainer):
+                exact.end_batch(trainer)
+            self._arrive(trainer, pl_module)
+            self._end_run(trainer)
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether the stage ends with this epoch: the module has logged its last values, nothing is saved."""
-        done = trainer.current_epoch + 1
-        # The condition is always evaluated, so that it has seen every epoch.
-        if self._until_holds(trainer, pl_module) or self.position.ends(self.stages, done):
-            self.position = self.position.over()
-            self._watched = {}
-            trainer.fit_loop.max_epochs = self.position.last_epoch(self.stages, done)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if on_stage_end := getattr(callback, "on_stage_end", None):
-                    on_stage_end(trainer, pl_module, self.position.index)
+        if not self.position.is_over:
+            is_asked = not self._counts_steps or not trainer.enable_validation
+            # The condition is evaluated first, so that it sees every epoch.
+            holds = is_asked and self._until_holds(trainer, pl_module)
+            if holds or self.position.reaches_end(self.stages, trainer.current_epoch + 1, trainer.global_step):
+                self._end_stage(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last stage's checkpoint if a resumed run lacked nothing else, and leave the trainer as it was."""
-        self._save_missing_stage(trainer)
+        if exact := self._exact_resume(trainer):
+            exact.restore(trainer, pl_module)
+        self._end_if_reached(trainer, pl_module)
+        self._find_checkpoint(trainer)
+        self._save_stage(trainer)
         self._hooks.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave trainer and module as they were."""
+        self._until_fit_start.close()
         self._hooks.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,7 +268,8 @@ class StagedTraining(Callback):
         return {
             # Not derived from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
             "built": self.position.index,
-            "begun": self.position.begun,
+            "epoch": self.position.epoch,
+            "step": self.position.step,
             "is_over": self.position.is_over,
             "stages": [stage.as_text() for stage in self.stages[: self.position.index + 1]],
             "optimizer": self._optimizer,
@@ -214,6 +278,43 @@ class StagedTraining(Callback):
         }
 
     # A stage's end
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.stages[self.position.index].steps is not None
+
+    def _arrive(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Between two batches or epochs: end the stage if it has its length, and cross the boundary if it is over."""
+        self._end_if_reached(trainer, pl_module)
+        # Gradients that a step still needs belong to the stage.
+        waits = self._counts_steps and pl_module.automatic_optimization and gradients_are_in_use(trainer)
+        if self.position.is_over and not waits:
+            self._save_stage(trainer)
+            self._cross_boundary(trainer, pl_module)
+
+    def _end_if_reached(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        if not self.position.is_over and self.position.reaches_end(self.stages, epochs, steps):
+            self._end_stage(trainer, pl_module)
+
+    def _end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.position, self._is_saved = replace(self.position, is_over=True), False
+        self._watched = {}
+        self._limit_epochs(trainer, trainer.fit_loop.epoch_progress.current)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if on_stage_end := getattr(callback, "on_stage_end", None):
+                on_stage_end(trainer, pl_module, self.position.index)
+
+    def _limit_epochs(self, trainer: Trainer, progress: Any) -> None:
+        """Set Lightning's ``max_epochs`` to the end of the stages, as far as that is known, or the user's limit."""
+        epochs = progress.processed + (progress.started > progress.processed)  # an epoch that is cut counts
+        limits = [self.position.last_epoch(self.stages, epochs), self._max_epochs]
+        trainer.fit_loop.max_epochs = min((limit for limit in limits if limit != -1), default=-1)
+
+    def _end_run(self, trainer: Trainer) -> None:
+        """End the run if the last stage is over in the middle of an epoch; Lightning then ends that epoch."""
+        if self.is_finished and self._is_saved:
+            end_epoch_at_once(trainer)
 
     def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         until = self.stages[self.position.index].until
@@ -240,16 +341,16 @@ class StagedTraining(Callback):
         return holds
 
     def _save_stage(self, trainer: Trainer) -> None:
-        if self.position.is_over:
+        if not self._is_saved and not _is_trial(trainer):
+            self._is_saved = True
             trainer.save_checkpoint(self._file(trainer), weights_only=False)
 
-    def _save_missing_stage(self, trainer: Trainer) -> None:
-        """Write the checkpoint of a stage that ended in a process that was killed before it could write it."""
-        if self.position.is_over and not _is_trial(trainer):
+    def _find_checkpoint(self, trainer: Trainer) -> None:
+        """Find out whether the killed process that ended the stage came to write its checkpoint."""
+        if not self._is_saved:
             file = self._file(trainer)
             is_resumed_from_it = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == file.name
-            if not trainer.strategy.broadcast(file.exists() or is_resumed_from_it):
-                trainer.save_checkpoint(file, weights_only=False)
+            self._is_saved = trainer.strategy.broadcast(file.exists() or is_resumed_from_it)
 
     def _file(self, trainer: Trainer) -> Path:
         folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
@@ -258,22 +359,26 @@ class StagedTraining(Callback):
     # A boundary
 
     def _cross_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.position.is_over or self.position.index + 1 == len(self.stages):
+        if self.position.index + 1 == len(self.stages):
             return
-        self.position = self.position.next(trainer.current_epoch)
+        self.position = self.position.next(trainer.current_epoch, trainer.global_step)
+        self._limit_epochs(trainer, trainer.fit_loop.epoch_progress.current)
         index = self.position.index
         before = trainer.optimizers
-        exact = [callback for callback in trainer.callbacks if isinstance(callback, ExactResume)]  # type: ignore[attr-defined]
+        exact = self._exact_resume(trainer)
         # New layers get the same weights, wherever the run that crosses the boundary was resumed.
-        with exact[0].seeded(trainer, "stage", index) if exact else nullcontext():
+        with exact.seeded(trainer, "stage", index) if exact else nullcontext():
             self.on_stage_start(trainer, pl_module, index)
-        if isinstance(trainer.strategy, DDPStrategy):
-            # DDP waits for gradients of the parameters that required one when it was set up.
-            trainer.strategy.model = pl_module
-            trainer.strategy.configure_ddp()
-        self._build(trainer, pl_module)
+            if isinstance(trainer.strategy, DDPStrategy):
+                # DDP waits for gradients of the parameters that required one when it was set up.
+                trainer.strategy.model = pl_module
+                trainer.strategy.configure_ddp()
+            self._build(trainer, pl_module)
         if not self.stages[index].reset_optimizer:
             keep_state(before, trainer.optimizers)
+
+    def _exact_resume(self, trainer: Trainer) -> ExactResume | None:
+        return next((c for c in trainer.callbacks if isinstance(c, ExactResume)), None)  # type: ignore[attr-defined]
 
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> None:
         build(trainer, pl_module, self.stages[self.position.index])
@@ -290,39 +395,3 @@ def _check_strategy(trainer: Trainer) -> None:
             f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
             "optimizers' state before a callback can choose the stage that they belong to"
         )
-
-
-def _check_trainer(trainer: Trainer, stages: Sequence[Stage]) -> None:
-    """Refuse settings of the trainer, and callbacks, that contradict the stages."""
-    if trainer.max_steps != -1:
-        raise StageError(f"max_steps: expected -1, since the stages end the run, got {trainer.max_steps}")
-    epochs = Position().last_epoch(stages, 0)
-    # -1 means no limit, and 1000 is Lightning's own default.
-    if trainer.max_epochs not in (None, -1, 1000, epochs):
-        raise StageError(f"max_epochs: expected -1, or the sum of the stages {epochs}, got {trainer.max_epochs}")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StochasticWeightAveraging):
-            if any(stage.until is not None for stage in stages):
-                raise StageError("until: expected no StochasticWeightAveraging, which needs to know the last epoch")
-            start, last_stage = averaging_start(callback), epochs - stages[-1].epochs
-            # Counted from 1, or a share of all epochs.
-            if max(start if isinstance(start, int) else int(epochs * start), 1) <= last_stage:
-                raise StageError(
-                    f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
-                    f"averages within the last stage, got {start}; a boundary would replace its learning rates"
-                )
-
-
-def _check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a resume with other stages than the run began with; each argument is a callback's state."""
-    pairs = [*zip(before["stages"], now["stages"], strict=True)]
-    # The optimizer of a stage that is over plays no role any more.
-    pairs[-1] = ({**pairs[-1][0], **before["optimizer"]}, {**pairs[-1][1], **now["optimizer"]})
-    for i, (old, new) in enumerate(pairs):
-        for name in [*new, *old]:
-            if old.get(name) != new.get(name):
-                expected, got = (textwrap.shorten(str(stage.get(name)), 80) for stage in (old, new))
-                raise StageError(
-                    f"stages[{i}].{name}: expected {expected}, with which this run began the stage, got {got}; "
-                    "only stages still to come may change"
-                )

@@ -20,8 +20,8 @@ class Until:
     """Ends a stage when a logged value is good enough or no longer improves.
 
     Args:
-        monitor: Name of the value, as in ``self.log``. It is checked once an epoch, at its end; with
-            ``check_val_every_n_epoch`` above 1, only in epochs with a validation.
+        monitor: Name of the value, as in ``self.log``. It is checked once an epoch, at its end, and
+            only in epochs with a validation if there is one at all; in a stage with ``steps``, after each validation.
         mode: Which values are better: ``min``, the lower ones, or ``max``, the higher ones.
         stopping_threshold: The stage ends when the value is as good as this; null means never.
         for_epochs: How many times in a row the value must be as good as ``stopping_threshold``.
@@ -78,39 +78,57 @@ class Until:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training run with its own optimizers.
+    """A part of a training run with its own optimizers. It has either ``epochs`` or ``steps``.
 
     Args:
-        epochs: Length of the stage, in epochs; with ``until``, the maximum.
+        epochs: Length of the stage, in epochs; with ``until``, the maximum. Where the stage begins in the middle of an
+            epoch, the rest of that epoch counts as one.
         reset_optimizer: Whether the stage starts with empty optimizers; if not, it keeps the state (momentum and the
             like) of the stage before.
         optimizer: Makes the stage's optimizer from the parameters; null means the module's ``configure_optimizers``.
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the module's, or none
             if the stage has its own optimizer.
-        until: When the stage ends before its epochs are over: a logged value that is good enough or no longer
-            improves; or, in Python, any function of the trainer and the module, which is called at the end of each
-            epoch. null means never.
+        until: When the stage ends before its length: a logged value that is good enough or no longer improves; or, in
+            Python, any function of the trainer and the module. It is checked at the end of each epoch; in a stage with
+            ``steps``, after each validation, or, without validation, at the end of each epoch. null means never.
+        interval: When ``lr_scheduler`` steps, each ``epoch`` or each ``step``, as in Lightning's ``lr_scheduler``
+            dictionary.
+        frequency: After how many of them it steps.
+        monitor: Name of the logged value that a ReduceLROnPlateau needs; null means none.
+        steps: Length of the stage, in optimizer steps as ``trainer.global_step`` counts them; the stage may end in the
+            middle of an epoch.
 
     Raises:
-        ValueError: If ``epochs`` is below 1.
+        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or a number is no integer of 1 or more.
     """
 
-    epochs: int
+    epochs: int | None = None
     reset_optimizer: bool = True
     optimizer: OptimizerCallable | None = None
     lr_scheduler: LRSchedulerCallable | None = None
     until: Until | Callable[[Trainer, LightningModule], bool] | None = None
+    interval: Literal["epoch", "step"] = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected 1 or more, got {self.epochs}")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"expected either epochs or steps, got epochs: {self.epochs}, steps: {self.steps}")
+        if self.interval not in ("epoch", "step"):
+            raise ValueError(f"interval: expected epoch or step, got {self.interval!r}")
+        for name in ("epochs", "steps", "frequency"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}: expected an integer of 1 or more, got {value!r}")
 
     def as_text(self) -> dict[str, str]:
         """Return the settings that a checkpoint records, by name; the optimizer's are compared when it is built."""
         until = self.until
         is_plain = until is None or isinstance(until, Until)
         name = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
-        return {"epochs": str(self.epochs), "reset_optimizer": str(self.reset_optimizer), "until": name}
+        length = {"epochs": str(self.epochs)} if self.steps is None else {"steps": str(self.steps)}
+        return {**length, "reset_optimizer": str(self.reset_optimizer), "until": name}
 
 
 @dataclass(frozen=True)
@@ -119,41 +137,44 @@ class Position:
 
     Args:
         index: The current stage, from 0.
-        begun: Epochs that were done when the stage began.
-        is_over: Whether the stage has ended; the next one begins at the next epoch's start.
+        epoch: Epochs of the run that were done when the stage began.
+        step: Optimizer steps of the run that were done when the stage began.
+        is_over: Whether the stage has ended and the next one has not begun.
 
     >>> stages = [Stage(epochs=30), Stage(epochs=20)]
     >>> position = Position()
-    >>> position.ends(stages, 29), position.ends(stages, 30), position.last_epoch(stages, 12)
+    >>> position.reaches_end(stages, 29, 290), position.reaches_end(stages, 30, 300), position.last_epoch(stages, 12)
     (False, True, 50)
-    >>> position.over().last_epoch(stages, 12)
+    >>> Position(is_over=True).last_epoch(stages, 12)
     32
-    >>> position.over().next(12)
-    Position(index=1, begun=12, is_over=False)
+    >>> position.next(12, 120)
+    Position(index=1, epoch=12, step=120, is_over=False)
     """
 
     index: int = 0
-    begun: int = 0
+    epoch: int = 0
+    step: int = 0
     is_over: bool = False
 
-    def ends(self, stages: Sequence[Stage], epochs: int) -> bool:
-        """Whether the stage is as long as it can be when ``epochs`` of the run are done."""
-        return epochs - self.begun >= stages[self.index].epochs
+    def reaches_end(self, stages: Sequence[Stage], epochs: int, steps: int) -> bool:
+        """Whether the stage has its full length when so many ``epochs`` and ``steps`` of the run are done."""
+        stage = stages[self.index]
+        if stage.epochs is not None:
+            return epochs - self.epoch >= stage.epochs
+        return stage.steps is not None and steps - self.step >= stage.steps
 
-    def over(self) -> Position:
-        """Return the position when the stage has ended."""
-        return Position(self.index, self.begun, is_over=True)
-
-    def next(self, epochs: int) -> Position:
-        """Return the position at the next stage's start, when ``epochs`` of the run are done."""
-        return Position(self.index + 1, epochs)
+    def next(self, epochs: int, steps: int) -> Position:
+        """Return the position at the next stage's start, when so many ``epochs`` and ``steps`` of the run are done."""
+        return Position(self.index + 1, epochs, steps)
 
     def last_epoch(self, stages: Sequence[Stage], epochs: int) -> int:
-        """Return after how many epochs the run ends at the latest.
+        """Return after how many epochs the run ends at the latest; -1 if stages with ``steps`` are still to come.
 
         Args:
             stages: All stages.
             epochs: Epochs of the run that are done; they count where the stage is over.
         """
-        current = epochs if self.is_over else self.begun + stages[self.index].epochs
-        return current + sum(stage.epochs for stage in stages[self.index + 1 :])
+        lengths = [stage.epochs for stage in stages[self.index + self.is_over :]]
+        if None in lengths:
+            return -1
+        return (epochs if self.is_over else self.epoch) + sum(filter(None, lengths))

@@ -23,23 +23,26 @@ class Pending:
 
     Args:
         validation: Whether the validation after the last batch comes first, from its batch 0 on.
-        log: Which values the stopped process may not have logged: those of a ``step`` or of an ``epoch``.
+        log: What the stopped process may not have logged, and ReduceLROnPlateau not seen: a ``step`` or an ``epoch``.
         steps: Steps that the loggers' count lacks.
+        next_batch: Whether the last batch is over, with its validation.
     """
 
     validation: bool = False
     log: str | None = None
     steps: int = 0
+    next_batch: bool = False
 
 
 # Progress of the loops
 
 
-def note_progress(trainer: Trainer, validated: int) -> dict[str, bool]:
+def note_progress(trainer: Trainer, validated: int, ended: int) -> dict[str, bool]:
     """Return what Lightning's counts in a checkpoint do not tell.
 
     ``is_validated_next``: whether the batch that is done is still to be validated, where ``validated`` batches were
     done at the last validation's end. ``is_a_step``: whether the batch at hand ends an optimizer step.
+    ``is_over``: whether nothing is left to do for the last batch, where ``ended`` is the count of such batches.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     is_within_epoch = _is_within_epoch(vars(trainer.fit_loop.epoch_progress.current))
@@ -48,6 +51,7 @@ def note_progress(trainer: Trainer, validated: int) -> dict[str, bool]:
     return {
         "is_validated_next": is_unvalidated and _lightning.is_validated_next(trainer),
         "is_a_step": _lightning.is_step(trainer),
+        "is_over": is_done and ended == progress.total.processed,
     }
 
 
@@ -56,8 +60,8 @@ def repair_progress(loops: dict[str, Any], noted: Mapping[str, bool]) -> Pending
 
     Lightning skips the epoch if the checkpoint was saved at its start; the validation, if it was saved after a batch
     that is to be validated; the epoch's end as well, if that batch was the last one. Saved during a validation,
-    Lightning validates only the batches that follow. And after an exception within a batch, the loggers' count of
-    steps is too high by one.
+    Lightning validates only the batches that follow. Saved between two batches, it finishes the first one again. And
+    after an exception within a batch, the loggers' count of steps is too high by one.
 
     ``loops`` is the state of the fit loop in the checkpoint, changed in place; ``noted`` comes from
     :func:`note_progress`.
@@ -71,6 +75,8 @@ def repair_progress(loops: dict[str, Any], noted: Mapping[str, bool]) -> Pending
     now, validation = batch["current"], noted["is_validated_next"]
     if now["processed"] < now["ready"]:
         return Pending(steps=-noted["is_a_step"])
+    if noted.get("is_over"):
+        return Pending(steps=-noted["is_a_step"], next_batch=True)
     is_at_batch_end, is_last = now["completed"] < now["processed"], batch["is_last_batch"]
     if validation or is_last:
         for counts in batch["total"], now:
@@ -84,12 +90,17 @@ def do_pending(trainer: Trainer, pending: Pending) -> None:
     loop = trainer.fit_loop
     if loop.restarting and not loop.restarted_mid_epoch:
         _lightning.start_next_epoch(trainer)
+    _lightning.count_as_started(trainer)
+    if pending.next_batch:
+        _lightning.start_next_batch(trainer)
     if pending.validation:
         _lightning.validate_again(trainer)
     if pending.log == "step":
         _lightning.log_step(trainer)
+        if not pending.validation:
+            _lightning.update_plateau_schedulers(trainer, "step")
     elif pending.log == "epoch":
-        _lightning.log_epoch(trainer)
+        _lightning.finish_epoch(trainer)
     _lightning.count_logged_steps(trainer, pending.steps)
 
 
@@ -112,7 +123,7 @@ def note_state(
     gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
     mine = {
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradients": gradients if _gradients_are_in_use(trainer) else {},
+        "gradients": gradients if gradients_are_in_use(trainer) else {},
         "results": _lightning.running_averages(trainer),
         "metrics": {name: _lightning.metric_state(metric) for name, metric in metrics.items()},
         "shown": _lightning.logged_values(trainer),
@@ -148,7 +159,7 @@ def metrics_in_use(pl_module: LightningModule) -> dict[str, Metric]:
     }
 
 
-def _gradients_are_in_use(trainer: Trainer) -> bool:
+def gradients_are_in_use(trainer: Trainer) -> bool:
     """Whether a later batch uses the gradients; a module that steps by hand may always do so."""
     if not trainer.lightning_module.automatic_optimization:
         return True

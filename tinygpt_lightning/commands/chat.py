@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from os.path import expanduser  # not a `Path`, which would shorten an address
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -16,18 +15,21 @@ from rich.table import Table
 from torch import Tensor
 
 from tinygpt_lightning.commands.errors import UsageError, fail, say
-from tinygpt_lightning.commands.runs import configured_root, newest_checkpoint, newest_of_all, runs_folder
-from tinygpt_lightning.commands.table import CKPT_PATH, Arguments, home_path
-from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, shaded, visible
+from tinygpt_lightning.commands.runs import chosen_checkpoint
+from tinygpt_lightning.commands.table import Arguments
+from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, refusal, shaded, visible
+from tinygpt_lightning.data.noise import fold
 from tinygpt_lightning.gpt.generation import GenerationConfig, stream
 from tinygpt_lightning.gpt.tokenizer import EOS, normalize
 from tinygpt_lightning.trained import TrainedGPT, load
 
 RUNNERS_UP = 3
+MAX_LISTED = 40  # questions
 GENERATION_TYPES = get_type_hints(GenerationConfig)
 HELP = {
     "/top": "what else each character might have been",
     "/look N": "where each head looked when character N was written",
+    "/questions WORDS": "the taught questions with these words, or all of them",
     "/help": "this list",
     "/quit": "the end; so are Ctrl-D and Ctrl-C",
 }
@@ -36,16 +38,7 @@ HELP = {
 def parser() -> Arguments:
     """The options of ``chat``."""
     options = Arguments("chat")
-    options.add_argument("--ckpt_path", metavar="FILE", type=expanduser, help=CKPT_PATH)
-    options.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        type=home_path,
-        action="append",
-        default=[],
-        help="Take the newest finished run of this configuration. Without either, the newest of all.",
-    )
+    options.add_checkpoint()
     return options
 
 
@@ -61,7 +54,7 @@ def chat(args: Sequence[str]) -> None:
     options = parser().parse_args(args)
     if sys.stdin is None:
         raise UsageError("stdin is closed; expected questions")
-    path = options.ckpt_path or _newest(options.config)
+    path = chosen_checkpoint(options.ckpt_path, options.config)
     trained = load(path)
     if sys.stdin.isatty() and sys.stdout.isatty():
         session = Session(trained, is_terminal=True)
@@ -77,12 +70,6 @@ def chat(args: Sequence[str]) -> None:
         if session.refused:
             sys.stdout.flush()
             fail(f"{session.refused} lines were refused; their answers are empty lines", 1)
-
-
-def _newest(configs: Sequence[Path]) -> Path:
-    if not configs:
-        return newest_of_all()
-    return newest_checkpoint(configs, runs_folder(configs, configured_root(configs)))
 
 
 def _greeting(trained: TrainedGPT, path: str | Path) -> list[str]:
@@ -124,8 +111,10 @@ class Session:
         self.generation = GenerationConfig()
         self.reply: Reply | None = None
         self.refused = 0
-        self._questions = {pair.question for pair in trained.taught.pairs}
-        self._commands = {"/top": self._top, "/look": self._look, "/help": self._help}
+        self._questions = [pair.question for pair in trained.taught.pairs]
+        self._commands = {
+            "/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help,
+        }  # fmt: skip
 
     def take(self, line: str) -> bool:
         """Answer a question or run a command; a mistake is reported and changes nothing.
@@ -136,7 +125,7 @@ class Session:
         line = line.rstrip("\r\n")
         try:
             if line.startswith("/") and normalize(line) not in self._questions:
-                return self._run(*line.split()[:2])
+                return self._run(*line.split(maxsplit=1))
             if line.strip():
                 self._answer(line)
         except ValueError as error:
@@ -164,11 +153,31 @@ class Session:
             self.console.print(line)
 
     def _answer(self, question: str) -> None:
+        if self.trained.taught.known_from is not None and not self.trained.ask(question).known:
+            self._refuse(question)
+            return
         self.reply = None
         self.reply = Reply(self.trained, question, self.generation)
         for symbol in self.reply.shown():
             self.write(symbol)
         self.end_line()
+
+    def _refuse(self, question: str) -> None:
+        """Say that the model was not taught this, and what it was taught instead; a pipe gets an empty line."""
+        nearest = self.trained.nearest(question)
+        lines = [refusal(question + nearest[0]), *(f"  {near}" for near in nearest)]
+        if self.is_terminal:
+            self.print(*lines)
+        else:
+            self.end_line()
+            say("\n".join(lines))
+
+    def _list(self, words: str) -> None:
+        wanted = list(map(fold, words.split()))
+        questions = [question for question in self._questions if all(word in fold(question) for word in wanted)]
+        self.print(*questions[:MAX_LISTED])
+        if (hidden := len(questions) - MAX_LISTED) > 0:
+            say(f"and {hidden} more")
 
     def _run(self, command: str, argument: str = "") -> bool:
         if command == "/quit":
@@ -256,6 +265,7 @@ class Reply:
     def __init__(self, trained: TrainedGPT, question: str, generation: GenerationConfig) -> None:
         self.trained = trained
         self.written: list[Symbol] = []
+        question = trained.as_taught(question)
         trained.tokenizer.encode(question)  # on its own, so that an error gives a position in the question
         prompt = trained.taught.template.prompt(question)
         self._ids, self._generation = trained.encode_prompt(prompt, generation)

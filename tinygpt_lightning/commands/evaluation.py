@@ -48,10 +48,9 @@ def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
     begun = _settings_beside(run)
     loss_on = begun["model"].get("loss_on", "all") if begun else settings.plain["model"]["loss_on"]
     module = TinyGPTModule.load_from_checkpoint(checkpoint, loss_on=loss_on)
-    # The run's own file of pairs need not be read: its pairs are in the checkpoint, as they were taught.
+    # The pairs are in the checkpoint, as they were taught: only who types a file means that file.
     typed = any(arg.partition("=")[0] in PAIR_FLAGS for arg in settings.args)
-    is_own = settings.config.data.path in (None, begun and begun["data"].get("path"))
-    objects.data.adopt(module.trained, pairs=is_own and not typed)
+    objects.data.adopt(module.trained, pairs=not typed)
     return objects, module
 
 
@@ -99,7 +98,7 @@ def check_texts(
 
 
 @contextmanager
-def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, str]], None]]:
+def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """Open ``--output``, a file of JSON objects, one a line; without a path the rows are dropped.
 
     The file appears whole when the block ends well, or not at all. A link keeps its target, a pipe or device is
@@ -131,7 +130,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _write(file: BinaryIO, row: Mapping[str, str]) -> None:
+def _write(file: BinaryIO, row: Mapping[str, object]) -> None:
     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
@@ -149,7 +148,11 @@ def _settings_beside(run: Run) -> dict[str, Any] | None:
     if not run.config.exists():
         return None
     try:
-        return run.settings
+        settings = run.settings
+        for name in ("model", "data"):
+            if not isinstance(settings.get(name), dict):
+                raise UsageError(f"{run.config}: expected the settings of a run, with {name}, found none")
+        return settings
     except UsageError as error:
         say(f"warning: {error}; only the checkpoint is used")
         return None

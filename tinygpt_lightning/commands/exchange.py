@@ -21,8 +21,13 @@ def export_parser() -> Arguments:
     """The options of ``export``."""
     options = Arguments("export")
     options.add_argument("--ckpt_path", metavar="FILE", type=expanduser, required=True, help=CKPT_PATH)
-    options.add_argument(
-        "--output", metavar="FOLDER", type=home_path, required=True, help="New folder; an earlier export is replaced."
+    output = options.add_mutually_exclusive_group(required=True)
+    output.add_argument("--output", metavar="FOLDER", type=home_path, help="New folder; an earlier export is replaced.")
+    output.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=home_path,
+        help="A checkpoint without the optimizer, a third of a run's, to share.",
     )
     return options
 
@@ -43,7 +48,7 @@ def import_parser() -> Arguments:
 
 
 def export(args: Sequence[str]) -> None:
-    """Write a model's folder, whole or not at all.
+    """Write a model's folder, or a checkpoint to share, whole or not at all.
 
     Args:
         args: The arguments after ``export``.
@@ -52,6 +57,9 @@ def export(args: Sequence[str]) -> None:
         UsageError: If GPT-2 in transformers cannot express the model, or the folder holds other files.
     """
     options = export_parser().parse_args(args)
+    if options.weights:
+        save(load(options.ckpt_path), _new_file("--weights", options.weights))
+        return
     need("export", LIBRARIES, "export")
     folder = options.output.resolve()
     if folder.exists() and not folder.is_dir():
@@ -79,13 +87,23 @@ def import_(args: Sequence[str]) -> None:
         UsageError: If the folder holds no model, or the output cannot be a file.
     """
     options = import_parser().parse_args(args)
-    output = options.output.resolve()
-    if output.exists() and not output.is_file():
-        raise UsageError(f"--output {options.output}: expected a file, got something else")
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {options.output}: No such file or directory")
+    output = _new_file("--output", options.output)
     save(_read(options.source), output)
     say(f"imported to {options.output}: chat --ckpt_path {shlex.quote(str(options.output))} asks it")
+
+
+def _new_file(flag: str, path: Path) -> Path:
+    """The file that a checkpoint is written to.
+
+    Raises:
+        UsageError: If it cannot be a file.
+    """
+    file = path.resolve()
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{flag} {path}: expected a file, got something else")
+    if not file.parent.is_dir():
+        raise UsageError(f"{flag} {path}: No such file or directory")
+    return file
 
 
 def _read(folder: Path) -> TrainedGPT:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -22,22 +23,30 @@ from torch.optim.swa_utils import SWALR
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
-from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.errors import UsageError, fail, say
 from tinygpt_lightning.commands.launch import is_torchrun
 from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.parser import lightning_errors, setting_up
 from tinygpt_lightning.commands.progress import StageProgress
+from tinygpt_lightning.commands.recipe import with_recipe
 from tinygpt_lightning.commands.resume import OpenRun, RunFiles, open_run, resume_command
+from tinygpt_lightning.commands.runs import BEST, keep_best
 from tinygpt_lightning.commands.settings import Settings, as_list
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
+from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
 from tinygpt_lightning.trained import LAST, load
 
 # Ctrl-C, and the signals with which a shell, a system or a cluster announces the end.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+MAX_SHOWN = 20  # pairs
 
 
 @lightning_errors()
@@ -48,13 +57,18 @@ def fit(args: Sequence[str]) -> None:
         args: The arguments after ``fit``.
     """
     keep_freed_memory()
-    with open_run(Settings("fit", args)) as opened:
+    settings = Settings("fit", args)
+    if settings.config.auto:
+        settings = with_recipe(settings)
+    with open_run(settings) as opened:
         opened.settings.locate_pairs(*opened.run.path.resolve().parents[:3])
-        objects = opened.settings.instantiate()
+        objects = opened.settings.instantiate(pairs=opened.pairs)
         _check_optimizer(objects)
         _check_averaging(objects)
         opened.check_pairs(objects.data)
-        _warn_of_repetitions(objects.data)
+        if objects.data.rehearse and opened.checkpoint is None:
+            _begin_with(objects.data.rehearse, objects.model.model)
+        _warn_of_lines(objects.data)
         stop = GracefulStop(signals=SIGNALS)
         callbacks = _callbacks(opened, objects, stop)
         (files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
@@ -74,17 +88,30 @@ def fit(args: Sequence[str]) -> None:
             sys.exit(128 + stop.received)
 
 
+def _begin_with(checkpoint: str, model: TinyGPT) -> None:
+    try:
+        grow_from(model, load(checkpoint).model)
+    except ValueError as error:
+        raise UsageError(f"{error}\nTo train from the beginning instead, leave out --data.rehearse.") from None
+
+
 def _environment() -> list[SLURMEnvironment]:
     # Lightning would answer USR1 with a checkpoint of its own and a new job.
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() and not is_torchrun() else []
 
 
 @rank_zero_only
-def _warn_of_repetitions(data: QADataModule) -> None:
-    if lines := data.repeated:
-        more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
-        named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
-        say(f"warning: {data.path}: these lines repeat an earlier pair, which counts once: {named}")
+def _warn_of_lines(data: QADataModule) -> None:
+    alike = [" and ".join(map(str, lines)) for lines in data.alike]
+    for lines, reason in (
+        (data.repeated, "these lines repeat an earlier pair, which counts once"),
+        (data.replaced, "these lines have a new answer, which replaces the one that was taught"),
+        (alike, "these lines differ in case, diacritics, punctuation or spaces alone, and are not varied"),
+    ):
+        if lines:
+            more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+            named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
+            say(f"warning: {data.path}: {reason}: {named}")
 
 
 def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[Callback]:
@@ -105,6 +132,7 @@ def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[
         TensorBoardReport(staged, opened.settings.plain, stop),
         staged,
         StageProgress(staged, len(objects.data.taught.pairs)),
+        *([Snapshots(objects.snapshots)] if objects.snapshots else []),
         ExactResume(),
         RunFiles(opened.run, opened.settings.text, objects.save_every_n_seconds, stop),
     ]
@@ -141,8 +169,11 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if config.trainer.fast_dev_run:
         say(f"fast_dev_run: {trainer.global_step} steps, validation and a checkpoint went well; nothing is left behind")
         return
-    if trainer.current_epoch == trainer.max_epochs:
-        _print_result(run.stage(len(config.stages)), run.path)
+    (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+    if staged.is_finished:
+        wrong = _print_result(keep_best(run, len(config.stages)), run.path)
+        if config.auto and wrong:
+            _fail_for(wrong)
         return
     reason, changes = _ending(opened.settings, trainer, stop)
     if not run.last.exists():
@@ -150,7 +181,8 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if not stop.interrupted:
         _print_result(run.last, run.path)
     at_most = "at most " if any(stage.until for stage in config.stages) else ""
-    progress = f"after epoch {trainer.current_epoch} of {at_most}{trainer.max_epochs}"
+    last = staged.position.last_epoch(staged.stages, trainer.current_epoch)
+    progress = f"after epoch {trainer.current_epoch}" + (f" of {at_most}{last}" if last != -1 else "")
     say(f"{reason} {progress}; resume with: {resume_command(run, *changes)}")
 
 
@@ -165,6 +197,8 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
             return "ended early by Timer", _without(Timer, settings)
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             return f"ended early by EarlyStopping on {callback.monitor}", _without(EarlyStopping, settings)
+    if trainer.global_step == trainer.max_steps:
+        return "ended early by max_steps", ["--trainer.max_steps", "-1"]
     return "ended early by a callback", []
 
 
@@ -174,26 +208,40 @@ def _without(kind: type[Callback], settings: Settings) -> list[str]:
     return ["--trainer.callbacks", json.dumps(others) if others else "null"]
 
 
-def _print_result(checkpoint: Path, run: Path) -> None:
-    """Print what the model that is read back from its checkpoint gives back, and where to look further."""
+def _fail_for(wrong: Sequence[QAPair]) -> NoReturn:
+    """Name the pairs that are not exact though the recipe's epochs are over."""
+    more = (
+        f"\nand {len(wrong) - MAX_SHOWN} more, which `validate --output FILE` writes" if len(wrong) > MAX_SHOWN else ""
+    )
+    shown = "".join(f"\n  {' → '.join(pair)!r:.120}" for pair in wrong[:MAX_SHOWN])
+    fail(f"not exact yet: {len(wrong)} pairs; a larger model.config.n_embd or more epochs may do{shown}{more}", 1)
+
+
+def _print_result(checkpoint: Path, run: Path) -> list[QAPair]:
+    """Print what the model that is read back from its checkpoint gives back, and where to look further.
+
+    Returns:
+        The pairs that are not exact.
+    """
     trained = load(checkpoint)
     taught = trained.taught
+    exact = trained.knows(taught.pairs)
+    if checkpoint.name == BEST:
+        say(f"the last stage ended worse than an earlier one; {checkpoint} is the best one, which predict and chat use")
     if len(taught.pairs) == 1:
         text = trained.complete(taught.prompts[0])
         indented = text.replace("\n", "\n           ")
         print(f"prompt     {taught.prompts[0]}")
         print(f"generated  {indented}")
-        is_exact = text == taught.text(taught.pairs[0])
-        print(f"exact      {'yes' if is_exact else 'no'}")
+        print(f"exact      {'yes' if exact[0] else 'no'}")
     else:
         print(f"pairs      {len(taught.pairs)}")
-        exact = sum(trained.knows(taught.pairs))
-        is_exact = exact == len(taught.pairs)
-        print(f"exact      {exact}")
+        print(f"exact      {sum(exact)}")
     print(f"run        {run}")
     if any(run.glob("events.out.tfevents.*")):
         print(f"look       tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
     size = sum(file.stat().st_size for file in run.iterdir() if file.is_file() and file.name != LAST)
     print(f"size       {size / 1e6:.1f} MB")  # last.ckpt is another name of a stage's file
-    if not is_exact:
+    if not all(exact):
         print("next       train longer, with --stages '[{epochs: …}]', or with a larger --model.config.n_embd")
+    return [pair for pair, is_exact in zip(taught.pairs, exact, strict=True) if not is_exact]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from tinygpt_lightning.data.text import QUESTION, Taught
+from tinygpt_lightning.data.text import Taught
+from tinygpt_lightning.description import CHECKPOINT_KEY, describe, state_of
 from tinygpt_lightning.gpt.checkpoint import CheckpointError
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import EOS, PAD, SPECIALS, UNK, CharTokenizer
-from tinygpt_lightning.trained import CHECKPOINT_KEY, TrainedGPT, describe, network_of, state_of
+from tinygpt_lightning.trained import TrainedGPT, network_of
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -138,8 +139,11 @@ def _tokenizer_config(trained: TrainedGPT) -> dict[str, Any]:
 
 def _chat_template(taught: Taught) -> str:
     """A template in Jinja that puts the last message into the prompt for a question."""
-    before, after = (json.dumps(part) for part in taught.prompt(QUESTION).split(QUESTION))
-    return "{{ " + before + " + messages[-1]['content'] + " + after + " }}"
+    longer_than_any_width = 10_000 * "\ue000"
+    before, after = taught.prompt(longer_than_any_width).split(longer_than_any_width)
+    width = len(taught.prompt("")) - len(before) - len(after)  # to which a template may fill up a question
+    content = f"messages[-1]['content'].ljust({width})" if width else "messages[-1]['content']"
+    return "{{ " + json.dumps(before) + f" + {content} + " + json.dumps(after) + " }}"
 
 
 def _max_new_tokens(trained: TrainedGPT) -> int:

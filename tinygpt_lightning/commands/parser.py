@@ -7,16 +7,20 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace, _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinygpt_lightning.callbacks.stages import Stage, StageError
 from tinygpt_lightning.commands.errors import USER_ERRORS, UsageError, fail, shorten
+from tinygpt_lightning.commands.runs import read_yaml
 
 # Settings that only one of the two kinds of commands has, by the command to name.
 OF_OTHERS = {
@@ -60,7 +64,24 @@ def setting_up(has_begun: Callable[[], bool] = lambda: False) -> Iterator[None]:
         if has_begun() or os.environ.get("TINYGPT_DEBUG"):
             raise
         lines = [line for line in str(error).splitlines() if line.strip()][:3]
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)  # half-made objects of Lightning complain when they are deleted
+        sys.unraisablehook = hook
         raise UsageError("\n".join([*lines, "TINYGPT_DEBUG=1 shows where this comes from."])) from error
+
+
+def _forget_arguments(_parser: Any, before: Any, value: Any) -> None:
+    """Drop the arguments of the class before, if ``value`` names another class, which then has its own defaults.
+
+    jsonargparse drops only those that the new class does not know: an SGD would silently take over AdamW's weight
+    decay, which is decoupled there and L2 regularisation here.
+    """
+    if before and before.get("init_args") and before["class_path"] != value["class_path"]:
+        before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
+
+
+# There is no setting for this; a test fails if a version of jsonargparse has another name for it.
+_typehints.discard_init_args_on_class_path_change = _forget_arguments
 
 
 class Parser(LightningArgumentParser):
@@ -71,8 +92,14 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **settings: Any) -> Any:
         """Parse, and keep the arguments for an error message."""
-        self.typed = sys.argv[1:] if args is None else [str(arg) for arg in args]
-        return super().parse_args(args, *rest, **settings)
+        Parser.typed = sys.argv[1:] if args is None else [str(arg) for arg in args]  # also for parsers of subclasses
+        try:
+            return super().parse_args(args, *rest, **settings)
+        except UnicodeDecodeError as error:
+            for file in map(Path, Parser.typed):
+                if file.is_file():
+                    read_yaml(file)  # names the file that is not UTF-8
+            raise UsageError(f"--config: expected YAML in UTF-8, got {error}") from None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason, without the usage, which fills a screen."""
@@ -109,5 +136,6 @@ class Parser(LightningArgumentParser):
         value = message.rpartition("Given value: ")[2].strip() if "Given value: " in message else ""
         if "class 'list'" in message and value:
             return f"""{flag}: expected a list, as in {flag} '["{value}"]', got {value!r}"""
-        message = re.sub(r"\n[^\n]*Expected a dot import path string[^\n]*", "", message)
+        if "Expected a <class" in message:
+            message = re.sub(r"\n[^\n]*Expected a dot import path string[^\n]*", "", message)
         return message.replace(f'Parser key "{key}":', f"{flag}:", 1)

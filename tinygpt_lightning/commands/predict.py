@@ -45,8 +45,8 @@ class TextPrinter(Callback):
         write: Writes a row.
     """
 
-    def __init__(self, asked: Asked, trained: TrainedGPT, write: Callable[[Mapping[str, str]], None]) -> None:
-        self.template = trained.taught.template
+    def __init__(self, asked: Asked, trained: TrainedGPT, write: Callable[[Mapping[str, object]], None]) -> None:
+        self.trained = trained
         self.write = write
         self._questions = iter(asked.questions or repeat(None))
         # In a terminal the texts themselves show the progress.
@@ -57,9 +57,14 @@ class TextPrinter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: list[str], *_: int
     ) -> None:
         for prompt, text, question in zip(batch, outputs, islice(self._questions, len(batch)), strict=True):
-            row = {"prompt": prompt, "text": text}
+            row: dict[str, object] = {"prompt": prompt, "text": text}
             if question is not None:
-                row |= {"question": question, "answer": self.template.answer(text[len(normalize(prompt)) :])}
+                taught = self.trained.taught
+                answer = taught.template.answer(text[len(normalize(prompt)) :])
+                row |= {"question": question, "answer": answer}
+                if taught.known_from is not None:
+                    judged = self.trained.judge(question, answer)
+                    row |= {"confidence": round(judged.confidence, 4), "known": judged.known}
             self.write(row)
             print(text)
         sys.stdout.flush()

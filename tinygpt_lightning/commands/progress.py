@@ -33,7 +33,7 @@ def progress_lines(unit: str) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{unit}  {{task.fields[state]}}"),
+        TextColumn(f"{unit}  {{task.fields[state]}}".strip()),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -63,11 +63,11 @@ class StageProgress(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._update(trainer, self.staged.stages[self.staged.position.index].epochs)
+        self._update(trainer)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Complete the stage's line; the stage may end before its epochs do."""
-        self._update(trainer)
+        """Complete the stage's line; the stage may end before its length."""
+        self._update(trainer, is_over=True)
         self._print()
 
     @override
@@ -80,24 +80,26 @@ class StageProgress(Callback):
         self._lines.stop()  # so that the error appears below them
 
     def _begin(self) -> None:
-        self._lines = progress_lines("epochs")
+        self._lines = progress_lines("")
         self._tasks: dict[int, TaskID] = {}  # by stage
         self._line = ""  # the stage's plain line, not printed yet
 
-    def _update(self, trainer: Trainer, epochs: int | None = None) -> None:
-        """Update the stage's line; ``epochs`` is its length, None if it has ended."""
+    def _update(self, trainer: Trainer, *, is_over: bool = False) -> None:
+        """Update the stage's line."""
         if not trainer.is_global_zero:
             return
-        index = self.staged.position.index
+        position, index = self.staged.position, self.staged.position.index
         title = f"stage {index + 1}/{len(self.staged.stages)}"
         if index not in self._tasks:
             self._tasks[index] = self._lines.add_task(title, state="")
-        done = trainer.current_epoch + 1 - self.staged.position.begun
-        total = epochs or done
-        state = _state(trainer, self.pairs)
+        stage = self.staged.stages[index]
+        unit = "epochs" if stage.steps is None else "steps"
+        done = trainer.global_step - position.step if stage.steps else trainer.current_epoch + 1 - position.epoch
+        total = done if is_over else stage.epochs or stage.steps
+        state = f"{unit}, {_state(trainer, self.pairs)}"
         self._lines.update(self._tasks[index], completed=done, total=total, state=state)
         if self._lines.disable:
-            self._line = f"{title}: {done}{'' if done == total else f' of {total}'} epochs, {state}"
+            self._line = f"{title}: {done}{'' if done == total else f' of {total}'} {state}"
 
     def _print(self) -> None:
         if self._line:

@@ -28,10 +28,10 @@ from tinygpt_lightning.commands.settings import Settings, decisive
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.description import read_description
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import link_whole, locked, remove_leftovers, write_whole
 from tinygpt_lightning.module import TinyGPTModule
-from tinygpt_lightning.trained import read_description
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,25 @@ class OpenRun:
     settings: Settings
     checkpoint: Path | None
 
+    @property
+    def pairs(self) -> Path | None:
+        """The checkpoint to take the pairs from, where their file is not there: in another folder, for example."""
+        path = self.settings.config.data.path
+        return self.checkpoint if self._is_resumed and path is not None and not Path(path).exists() else None
+
+    @property
+    def _is_resumed(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.parent == self.run.path
+
     def check_pairs(self, data: QADataModule) -> None:
         """Refuse to resume a run if its file of pairs has changed.
 
         Raises:
             UsageError: The message names the first pair that differs.
         """
-        if self.checkpoint is None or self.checkpoint.parent != self.run.path:
+        if not self._is_resumed or self.pairs:
             return
+        assert self.checkpoint is not None  # noqa: S101
         begun = read_description(read_state(self.checkpoint), self.checkpoint)[2].pairs
         for number, (before, now) in enumerate(zip_longest(begun, data.taught.pairs), 1):
             if before != now:
@@ -259,6 +270,10 @@ class RunFiles(Checkpoint):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._link_last(trainer)
 
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._link_last(trainer)  # where a stage ended in the middle of an epoch
+
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Note that the stage's own checkpoint, which is written after this hook, will be the run's last one too."""
         self._stage_file = self.run.stage(index + 1)
@@ -283,10 +298,14 @@ class RunFiles(Checkpoint):
         self._link_last(trainer)
         # `StochasticWeightAveraging` copies its averages into the module after the last checkpoint.
         averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if averaging and trainer.current_epoch == trainer.max_epochs:
+        (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+        if averaging and staged.is_finished:
             self._stage_file = self.run.stage(len(self.run.settings["stages"]))
             trainer.save_checkpoint(self._stage_file, weights_only=False)
             self._link_last(trainer)
+        elif trainer.global_step == trainer.max_steps and not staged.is_finished:
+            self._ended_early = True
+            trainer.save_checkpoint(self.run.last)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -15,9 +15,11 @@ import yaml
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
-from tinygpt_lightning.trained import LAST
+from tinygpt_lightning.gpt.files import link_whole
+from tinygpt_lightning.trained import LAST, load
 
 RUNS = "checkpoints"  # the default folder of all runs
+BEST = "best.ckpt"  # of a run that ended worse than an earlier stage
 FILES_KEY = "RunFiles"  # the state of the callback of that name in a checkpoint
 
 
@@ -61,9 +63,8 @@ class Run:
         if not self.config.is_file():
             raise UsageError(f"{self.path}: expected the folder of a run, with a config.yaml in it, found none")
         settings = read_yaml(self.config)
-        for name, kind in (("stages", list), ("model", dict), ("data", dict), ("trainer", dict)):
-            if not isinstance(settings.get(name), kind):
-                raise UsageError(f"{self.config}: expected the settings of a run, with {name}, found none")
+        if not isinstance(settings.get("stages"), list):
+            raise UsageError(f"{self.config}: expected the settings of a run, with stages, found none")
         return settings
 
     def is_finished(self, stages: int | None = None) -> bool:
@@ -75,7 +76,15 @@ class Run:
 
         A time limit, for example, ends a run early; a signal interrupts it, so that it has not ended.
         """
-        return self._end() or (self.last if self._ended_early() else None)
+        end = self._end()
+        if end and self.best.exists():
+            return self.best
+        return end or (self.last if self._ended_early() else None)
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best stage, where the last one ended worse."""
+        return self.path / BEST
 
     def _end(self, stages: int | None = None) -> Path | None:
         if not self.config.is_file():
@@ -88,6 +97,32 @@ class Run:
             return bool(read_state(self.last)["callbacks"][FILES_KEY]["ended_early"])
         except (CheckpointError, KeyError):
             return False
+
+
+def keep_best(run: Run, stages: int) -> Path:
+    """Compare the stages of a run that has ended, so that a good model is not lost behind a worse one.
+
+    Args:
+        run: The run.
+        stages: How many stages it has.
+
+    Returns:
+        The last stage's checkpoint; or, if an earlier one has more exact pairs, `Run.best`, which is that one.
+    """
+    checkpoints = [run.stage(number) for number in range(stages, 0, -1) if run.stage(number).exists()]
+    best, most = checkpoints[0], -1
+    for checkpoint in checkpoints:
+        trained = load(checkpoint)
+        exact = sum(trained.knows(trained.taught.pairs))
+        if exact > most:
+            best, most = checkpoint, exact
+        if most == len(trained.taught.pairs):
+            break
+    run.best.unlink(missing_ok=True)
+    if best == checkpoints[0]:
+        return best
+    link_whole(best, run.best)
+    return run.best
 
 
 def list_runs(folder: Path) -> list[Run]:
@@ -151,6 +186,17 @@ def newest_of_all(root: str | Path = RUNS) -> Path:
     if newest is None:
         raise UsageError(f"no finished run in {root}: expected --ckpt_path FILE, or --config FILE, got neither")
     return newest
+
+
+def chosen_checkpoint(ckpt_path: Path | None, configs: Sequence[Path]) -> Path:
+    """``ckpt_path``, or else the newest finished run's checkpoint: of a configuration, or of all.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if ckpt_path or not configs:
+        return ckpt_path or newest_of_all()
+    return newest_checkpoint(configs, runs_folder(configs, configured_root(configs)))
 
 
 def configured_root(configs: Sequence[Path]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type
+from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type, restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,7 +23,7 @@ from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.launch import trainer_defaults
 from tinygpt_lightning.commands.parser import Parser, setting_up
-from tinygpt_lightning.commands.runs import RUNS, read_yaml, runs_folder
+from tinygpt_lightning.commands.runs import RUNS, runs_folder
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
@@ -57,17 +57,19 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
 
 # `data.path` may differ because the pairs themselves are compared.
 # Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
-# the end of the run. All others must stay.
+# the end of the run. All others must stay. Instead of the path to the pairs, the pairs themselves are compared.
 FREE_SETTINGS = (
-    "data.path", "data.prompts", "data.questions", "generation", "save_every_n_seconds", "trainer.default_root_dir",
+    "data.path", "data.prompts", "data.questions", "generation", "save_every_n_seconds", "snapshots",
+    "trainer.default_root_dir",
     "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
     "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
-    "trainer.max_time", "trainer.model_registry", "trainer.profiler",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.model_registry", "trainer.profiler",
 )  # fmt: skip
 FREE_CALLBACKS = (
     "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
-    "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "Timer", "TQDMProgressBar",
+    "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "Snapshots", "ThroughputMonitor", "Timer",
+    "TQDMProgressBar",
 )  # fmt: skip
 
 
@@ -78,12 +80,15 @@ class Settings(LightningCLI):
         command: fit, validate or predict.
         args: The arguments after it.
         base: A file of settings that the arguments override.
+        defaults: A file of settings that the arguments and all their configurations override.
 
     Raises:
         UsageError: If a setting is wrong.
     """
 
-    def __init__(self, command: str, args: Sequence[str], base: Path | None = None) -> None:
+    def __init__(
+        self, command: str, args: Sequence[str], base: Path | None = None, defaults: Path | None = None
+    ) -> None:
         self.command = command
         self.args = list(args)
         super().__init__(
@@ -97,6 +102,7 @@ class Settings(LightningCLI):
                 "prog": f"{PROGRAM} {command}",
                 "description": COMMANDS[command].summary,
                 "usage": f"{PROGRAM} {command} [options]",
+                "default_config_files": [str(defaults)] if defaults else [],
             },
             auto_configure_optimizers=False,  # it would make one optimizer and return it for every stage
             load_from_checkpoint_support=False,  # the module reads its checkpoints itself
@@ -112,6 +118,13 @@ class Settings(LightningCLI):
         """Add the settings that are not the model's, the data's or the trainer's."""
         one_stage = [Namespace(dataclasses.asdict(Stage(epochs=30)))]  # type: ignore[no-untyped-call]
         parser.add_argument("--stages", type=list[Stage], default=one_stage, help="The stages, in order.")
+        parser.add_argument(
+            "--auto",
+            type=bool,
+            default=False,
+            help="Whether template, sizes, batches, learning rate and stages follow from the pairs where they are not "
+            "set; fit then fails unless all pairs are exact in the end.",
+        )
         parser.add_argument(
             "--rebuild",
             type=bool,
@@ -129,6 +142,12 @@ class Settings(LightningCLI):
             type=NonNegativeFloat,
             default=30.0,
             help="How often last.ckpt is written, in seconds; 0 means after each epoch; also at a stage's end.",
+        )
+        parser.add_argument(
+            "--snapshots",
+            type=restricted_number_type("TwoOrMore", int, (">=", 2)) | None,
+            default=None,
+            help="Moments of the training whose weights are kept, for `show`; null means none.",
         )
         parser.add_argument(
             "--threads",
@@ -152,13 +171,7 @@ class Settings(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments."""
         # Lightning's own method warns of arguments that are passed to it, as here.
-        try:
-            self.config = parser.parse_args(args)
-        except UnicodeDecodeError as error:
-            for file in map(Path, args):
-                if file.is_file():
-                    read_yaml(file)  # names the file that is not UTF-8
-            raise UsageError(f"--config: expected YAML in UTF-8, got {error}") from None
+        self.config = parser.parse_args(args)
         for name in PATHS:
             if isinstance(path := self.config.get(name), str):
                 self.config[name] = os.path.expanduser(path)  # noqa: PTH111  # keeps "last" and "file://…" as they are
@@ -166,8 +179,12 @@ class Settings(LightningCLI):
     def instantiate_classes(self) -> None:
         """Do nothing: a command calls `instantiate` when it needs the objects."""
 
-    def instantiate(self, *, model: bool = True) -> Namespace:
+    def instantiate(self, *, model: bool = True, pairs: Path | None = None) -> Namespace:
         """Make the objects; not the ``model`` if it will be read from a checkpoint.
+
+        Args:
+            model: Whether to make the model.
+            pairs: The checkpoint to take the pairs from, instead of ``data.path``.
 
         Raises:
             UsageError: If a class refuses a setting.
@@ -175,6 +192,8 @@ class Settings(LightningCLI):
         config = self.config.clone()
         if not model:
             del config["model"]
+        if pairs:
+            config.data.path = str(pairs)
         if config.threads:
             torch.set_num_threads(config.threads)
         with setting_up():

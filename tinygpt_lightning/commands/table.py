@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from os.path import expanduser  # not a `Path`, which would shorten an address
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "chat": Command(
         "Ask a trained model questions, and see how sure it is of each character.", "commands.chat", "chat"
     ),
+    "show": Command("Write a page that shows a trained model at work.", "commands.show", "show"),
     "export": Command("Write a trained model in Hugging Face's form.", "commands.exchange", "export"),
     "import": Command(
         "Make a checkpoint of a model from Hugging Face's folder, or the original project's.",
@@ -67,6 +69,19 @@ class Arguments(ArgumentParser):
 
     def __init__(self, command: str) -> None:
         super().__init__(f"{PROGRAM} {command}", description=COMMANDS[command].summary, allow_abbrev=False)
+
+    def add_checkpoint(self) -> None:
+        """Add ``--ckpt_path`` and ``--config``, of which `runs.chosen_checkpoint` makes a path."""
+        self.add_argument("--ckpt_path", metavar="FILE", type=expanduser, help=CKPT_PATH)
+        self.add_argument(
+            "-c",
+            "--config",
+            metavar="FILE",
+            type=home_path,
+            action="append",
+            default=[],
+            help="Take the newest finished run of this configuration. Without either, the newest of all.",
+        )
 
     @override
     def error(self, message: str) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from tinygpt_lightning.gpt.tokenizer import PAD, CharTokenizer
 
 IGNORED = -100  # a target that cross-entropy leaves out
 STRETCH = 0.1  # lengths are stretched by up to this share, so that a pair meets others in each epoch
-COPY = -1  # the row of a pair that another process counts
+COPY = -1  # the row of a pair that is not counted: another process counts it, or it is a variation
 
 
 class Batch(NamedTuple):
@@ -27,7 +27,8 @@ class Batch(NamedTuple):
         ids: Ids of each text's characters but the last one, ``(B, T)``.
         targets: Ids of the next characters, ``(B, T)``; `IGNORED` in the padding.
         mask: Whether a target belongs to the continuation of the prompt, ``(B, T)``.
-        rows: Index of each pair among those that are taught, ``(B,)``; `COPY` for a pair that another process counts.
+        rows: Index of each pair among those that are taught, ``(B,)``; `COPY` for a pair that another process counts,
+            and for a variation.
     """
 
     ids: Tensor
@@ -46,14 +47,19 @@ class NumberedPairs(Dataset[list[tuple[int, QAPair]]]):
 
     Args:
         pairs: The pairs.
+        vary: Makes variations of the pair with that index, which join the batch behind the pairs; None means none.
     """
 
-    def __init__(self, pairs: Sequence[QAPair]) -> None:
+    def __init__(self, pairs: Sequence[QAPair], vary: Callable[[int], Iterable[QAPair]] | None = None) -> None:
         self.pairs = pairs
+        self.vary = vary
 
     @override
     def __getitem__(self, rows: list[int]) -> list[tuple[int, QAPair]]:
-        return [(row, self.pairs[row]) if row >= 0 else (COPY, self.pairs[~row]) for row in rows]
+        numbered = [(row, self.pairs[row]) if row >= 0 else (COPY, self.pairs[~row]) for row in rows]
+        if self.vary is not None:
+            numbered += [(COPY, varied) for row in rows for varied in self.vary(row if row >= 0 else ~row)]
+        return numbered
 
 
 class Collate:
@@ -83,7 +89,7 @@ class Collate:
             UnknownCharacterError: If the vocabulary lacks a character.
         """
         rows, pairs = zip(*numbered, strict=True)
-        texts, prompts = zip(*map(self._encode, pairs), strict=True)
+        texts, prompts = zip(*map(self._encode, pairs, (row != COPY for row in rows)), strict=True)
         ids = pad_sequence(list(texts), batch_first=True, padding_value=self.tokenizer.vocab[PAD])  # (B, T + 1)
         position = torch.arange(1, ids.size(1))  # of each target
         ends, starts = torch.tensor([[len(text)] for text in texts]), torch.tensor([[length] for length in prompts])
@@ -91,13 +97,16 @@ class Collate:
         targets = ids[:, 1:].masked_fill(~is_text, IGNORED)
         return Batch(ids[:, :-1], targets, is_text & (position >= starts), torch.tensor(rows))
 
-    def _encode(self, pair: QAPair) -> tuple[Tensor, int]:
-        """The ids of a pair's text, ``(T + 1,)``, and the length of its prompt."""
-        if pair not in self._encoded:
-            prompt, rest = map(self.tokenizer.encode, self.taught.parts(pair))
-            end = [] if self.tokenizer.end is None else [self.tokenizer.end]
-            self._encoded[pair] = torch.tensor([*prompt, *rest, *end]), len(prompt)
-        return self._encoded[pair]
+    def _encode(self, pair: QAPair, keep: bool) -> tuple[Tensor, int]:
+        """The ids of a pair's text, ``(T + 1,)``, and the length of its prompt; variations are not worth keeping."""
+        if pair in self._encoded:
+            return self._encoded[pair]
+        prompt, rest = map(self.tokenizer.encode, self.taught.parts(pair))
+        end = [] if self.tokenizer.end is None else [self.tokenizer.end]
+        encoded = torch.tensor([*prompt, *rest, *end]), len(prompt)
+        if keep:
+            self._encoded[pair] = encoded
+        return encoded
 
 
 def exact_rows(predicted: Tensor, batch: Batch, tokenizer: CharTokenizer, max_length: int | None) -> Tensor:

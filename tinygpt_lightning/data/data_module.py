@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +12,16 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
+from tinygpt_lightning.data.likeness import threshold
+from tinygpt_lightning.data.noise import Noise, characters, owners
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
+from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
+from tinygpt_lightning.description import read_description
+from tinygpt_lightning.gpt.checkpoint import read_state
+from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
+from tinygpt_lightning.growth import more_symbols
 from tinygpt_lightning.trained import TrainedGPT
 
 
@@ -25,9 +33,10 @@ class QADataModule(LightningDataModule):
     Args:
         question: The question of a single pair.
         answer: The answer to it.
-        path: A file of pairs, instead of the single one: .jsonl with an object a line, .csv or .tsv with a header;
-            each has a ``question`` and an ``answer``. ``validate`` then judges by this file instead of the run's
-            pairs, and ``predict`` asks its questions.
+        path: A file of pairs, instead of the single one: .jsonl with an object a line, .json with an array of
+            objects, .csv or .tsv with a header; each has a ``question`` and an ``answer``. ``validate`` then judges by
+            this file instead of the run's pairs, and ``predict`` asks its questions. Of a checkpoint .ckpt, the pairs
+            that it was taught.
         template: The form of the texts, with {question} and {answer} where they belong; ``predict`` and
             ``validate`` take it from the checkpoint.
         end_symbol: Whether each text ends with a symbol that stops generation; None means yes with a ``path``, and
@@ -38,6 +47,10 @@ class QADataModule(LightningDataModule):
         questions: Questions to ask in ``predict``, in the model's template.
         prompts: Texts to continue in ``predict``, as they are. Without prompts, questions and a file, ``predict``
             asks the questions that the model was taught.
+        noise: Variations of each question that join it in each epoch, as people type it: in another case, without
+            diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions alone.
+        rehearse: A checkpoint to begin with: its pairs are taught again beside those of ``path``. A question of both
+            gets the new answer.
         n_positions: Number of positions of the model; None means enough.
 
     Raises:
@@ -55,6 +68,8 @@ class QADataModule(LightningDataModule):
         batch_size: int = 64,
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
+        noise: int = 0,
+        rehearse: str | None = None,
         n_positions: int | None = None,
     ) -> None:
         super().__init__()
@@ -64,6 +79,8 @@ class QADataModule(LightningDataModule):
                 raise ValueError(f"data.{name}: expected at least one {unit}, got none")
         if batch_size < 1:
             raise ValueError(f"data.batch_size: expected 1 or more, got {batch_size}")
+        if noise < 0:
+            raise ValueError(f"data.noise: expected 0 or more, got {noise}")
         self.pair = QAPair(normalize(question), normalize(answer))
         if path is not None and self.pair != QAPair():
             raise ValueError(f"data.path: expected it alone, got data.question {question!r} beside {path}")
@@ -74,9 +91,39 @@ class QADataModule(LightningDataModule):
         self.batch_size = batch_size
         self.questions = questions
         self.prompts = prompts
+        self.noise = noise
+        self.rehearse = rehearse
         self.n_positions = n_positions
+        self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
         self.lines: list[int] = []  # where each pair begins in the file
         self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
+        self.replaced: list[int] = []  # lines of the file with a new answer to a question of the checkpoint
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: int = 0) -> QADataModule:
+        """Serve pairs from Python, in batches of the size that suits them.
+
+        Args:
+            pairs: Questions and their answers.
+            template: The form of the texts; None means one that suits them.
+            noise: Variations of each question in each epoch.
+
+        Raises:
+            ValueError: If there is no pair, or a text is empty.
+        """
+        listed = [QAPair(*pair) for pair in pairs]
+        if not listed or not all(question and answer for question, answer in listed):
+            raise ValueError(f"pairs: expected at least one question and its answer, no text empty, got {listed!r:.60}")
+        recipe = recipe_for(listed)
+        data = cls(
+            template=template or recipe.template,
+            end_symbol=True,
+            prompt_to="answer",
+            batch_size=recipe.batch_size,
+            noise=noise,
+        )
+        data.taught = data._calibrated(data._taught_of(listed))
+        return data
 
     @cached_property
     def taught(self) -> Taught:
@@ -94,7 +141,9 @@ class QADataModule(LightningDataModule):
                     f"model.config.n_positions: expected {needed} or more for a text of {taught.max_length} symbols, "
                     f"got {self.n_positions}"
                 )
-            return taught
+            return self._calibrated(taught)
+        if self.path.endswith(".ckpt"):
+            return self._calibrated(self._taught_of(_described(self.path)[2].pairs))
         file = read_pairs(self.path)
         mistakes = list(file.mistakes)
         if file.pairs:
@@ -105,7 +154,11 @@ class QADataModule(LightningDataModule):
         if mistakes:
             raise PairsError(self.path, mistakes)
         self.lines, self.repeated = file.lines, file.repeated
-        return taught
+        if self.rehearse is not None:
+            before = dict(_described(self.rehearse)[2].pairs)
+            self.replaced = [line for line, (q, a) in zip(file.lines, file.pairs, strict=True) if before.get(q, a) != a]
+            taught = self._taught_of([QAPair(*pair) for pair in {**before, **dict(file.pairs)}.items()])
+        return self._calibrated(taught)
 
     @cached_property
     def tokenizer(self) -> CharTokenizer:
@@ -114,7 +167,15 @@ class QADataModule(LightningDataModule):
         Raises:
             VocabularyError: If a text is no valid Unicode.
         """
-        return self.taught.tokenizer(end_symbol=self.end_symbol)
+        questions = [pair.question for pair in self.taught.pairs] if self.noise else []
+        needed = self.taught.tokenizer(end_symbol=self.end_symbol, more=characters(questions))
+        return needed if self.rehearse is None else more_symbols(_described(self.rehearse)[1], needed)
+
+    @property
+    def alike(self) -> list[list[int]]:
+        """Lines whose questions differ in case, diacritics, punctuation or spaces alone; none without noise."""
+        by_fold = owners(pair.question for pair in self.taught.pairs) if self.noise and not self.rehearse else {}
+        return [[self.lines[row] for row in rows] for rows in by_fold.values() if len(rows) > 1 and self.lines]
 
     @cached_property
     def asked(self) -> Asked:
@@ -135,7 +196,8 @@ class QADataModule(LightningDataModule):
             return Asked(self.taught.prompts)
         else:
             questions = [pair.question for pair in self.taught.pairs]
-        return Asked([self.template.prompt(question) for question in questions], questions, lines)
+        asked = [self.as_taught(question) for question in questions]
+        return Asked([self.template.prompt(question) for question in asked], questions, lines)
 
     def adopt(self, trained: TrainedGPT, *, pairs: bool) -> None:
         """Take template, prompts, end symbol and number of positions from a trained model instead of the settings.
@@ -147,6 +209,7 @@ class QADataModule(LightningDataModule):
         self.template, self.prompt_to = trained.taught.template, trained.taught.prompt_to
         self.end_symbol = trained.tokenizer.end is not None
         self.n_positions = trained.model.config.n_positions
+        self.as_taught = trained.as_taught
         if pairs:
             self.taught, self.path = trained.taught, None
         elif self.path is None and self.questions is None:
@@ -173,6 +236,12 @@ class QADataModule(LightningDataModule):
     def _taught_of(self, pairs: Sequence[QAPair]) -> Taught:
         return Taught.of(pairs, self.template, end_symbol=self.end_symbol, prompt_to=self.prompt_to)
 
+    def _calibrated(self, taught: Taught) -> Taught:
+        """Add the threshold to pairs whose questions are taught in variations."""
+        if not self.noise:
+            return taught
+        return dataclasses.replace(taught, known_from=threshold([pair.question for pair in taught.pairs]))
+
     def _too_long(self, taught: Taught) -> dict[int, int]:
         """Indices of the texts that are too long for the model, and the positions that each needs."""
         # The last symbol is written and not read, so it needs no position.
@@ -189,7 +258,21 @@ class QADataModule(LightningDataModule):
         if overfits:  # Lightning replaces any sampler but a sequential one
             numbered = NumberedPairs(pairs)
             return _loader([numbered[rows] for rows in sampler], collate_fn=self._collate)
-        return _loader(NumberedPairs(pairs), sampler=sampler, collate_fn=self._collate)
+        vary = self._variations(sampler) if shuffle and self.noise else None
+        return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
+
+    def _variations(self, sampler: LengthSampler) -> Callable[[int], Iterator[QAPair]]:
+        """What makes the variations of a pair in the epoch of ``sampler``: they depend on the run's seed alone."""
+        pairs = self.taught.pairs
+        noise = Noise([pair.question for pair in pairs], sampler.seed)
+
+        def variations(row: int) -> Iterator[QAPair]:
+            for i in range(self.noise):
+                question, answer = pairs[row]
+                varied = QAPair(noise(row, question, sampler.epoch * self.noise + i), answer)
+                yield pairs[row] if self._too_long(self._taught_of([varied])) else varied
+
+        return variations
 
     @cached_property
     def _collate(self) -> Collate:
@@ -210,6 +293,10 @@ class Asked(NamedTuple):
     prompts: list[str]
     questions: list[str] | None = None
     lines: list[int] | None = None
+
+
+def _described(path: str) -> tuple[GPTConfig, CharTokenizer, Taught]:
+    return read_description(read_state(path), path)
 
 
 def _as_it_is(batch: Any) -> Any:

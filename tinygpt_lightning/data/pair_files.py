@@ -1,21 +1,17 @@
-"""Files of question-answer pairs: JSONL, CSV and TSV, and what is wrong in them."""
+"""Files of question-answer pairs, and what is wrong in them."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt_lightning.data.file_rows import file_rows
 from tinygpt_lightning.data.text import QAPair
-from tinygpt_lightning.gpt.files import naming
 from tinygpt_lightning.gpt.tokenizer import normalize
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MOST_MISTAKES = 10  # so many are told at once
 
 
@@ -66,9 +62,10 @@ class PairFile:
 
 
 def read_pairs(path: str | os.PathLike[str]) -> PairFile:
-    """Read a file of pairs: JSON objects, one a line (.jsonl), or a table with a header (.csv, .tsv).
+    """Read a file of pairs: JSON objects, one a line (.jsonl) or in an array (.json), or a table (.csv, .tsv).
 
-    Each has a ``question`` and an ``answer``; what else there is plays no part.
+    Each has a ``question`` and an ``answer``, or the names that others give them: see `file_rows`. Other fields are
+    ignored.
 
     Returns:
         What could be read, and the mistakes: it is for the caller to add those that only he can see, and to
@@ -118,65 +115,12 @@ def read_questions(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
 
 
 def _rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """The lines of a file: number, and the fields that are asked for, or what is wrong."""
-    kind = path.suffix.lower()
-    if kind != ".jsonl" and kind not in DELIMITERS:
-        raise PairsError(path, [Mistake(0, f"expected a file .jsonl, .csv or .tsv, got {path.suffix or 'no ending'}")])
-    with naming(path):
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows puts there
-    rows = _json_rows(content) if kind == ".jsonl" else _table_rows(content, fields, DELIMITERS[kind])
-    for line, row in rows:
-        yield line, row if isinstance(row, str) else _texts(row, fields)
-
-
-def _json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            yield number, _not_utf8(error, line)
-        except json.JSONDecodeError as error:
-            yield number, f"expected a JSON object, got no JSON ({error.msg} at column {error.colno})"
-        except RecursionError:
-            yield number, "expected a JSON object, got one that is nested too deeply"
-        else:
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                yield number, f"expected a JSON object, got {line.decode():.60}"
-
-
-def _table_rows(content: bytes, fields: Sequence[str], delimiter: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    broken = False
-    for number, line in enumerate(content.split(b"\n"), 1):
-        try:
-            line.decode()
-        except UnicodeDecodeError as error:
-            broken = True
-            yield number, _not_utf8(error, line)
-    if broken:  # where a line ends is no longer sure: there may have been a quotation mark
-        return
-    reader = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    begin = 1
+    """The rows of a file: line, and the texts of the fields that are asked for, or what is wrong."""
     try:
-        for cells in reader:
-            first, begin = begin, reader.line_num + 1
-            if not any(cells):  # a spreadsheet's empty row is a row of delimiters
-                continue
-            if not header:
-                header = [name.strip() for name in cells]
-                if missing := [name for name in fields if name not in header]:
-                    yield first, f"expected a column {missing[0]}, got the columns {', '.join(header):.60}"
-                    return
-            elif len(cells) > len(header):
-                yield first, f"expected {len(header)} fields, got {len(cells)}; quote a text that holds {delimiter!r}"
-            else:
-                yield first, dict(zip(header, cells, strict=False))
-    except csv.Error as error:
-        yield begin, f"expected fields between {delimiter!r}, got something else: {error}"
+        for line, row in file_rows(path, fields):
+            yield line, row if isinstance(row, str) else _texts(row, fields)
+    except ValueError as error:
+        raise PairsError(path, [Mistake(0, str(error))]) from None
 
 
 def _texts(row: dict[str, Any], fields: Sequence[str]) -> dict[str, str] | str:
@@ -193,7 +137,3 @@ def _texts(row: dict[str, Any], fields: Sequence[str]) -> dict[str, str] | str:
             return f"{name}: expected valid Unicode, got a lone surrogate in {text!r:.60}"
         texts[name] = normalize(text)
     return texts
-
-
-def _not_utf8(error: UnicodeDecodeError, line: bytes) -> str:
-    return f"expected UTF-8, got the byte 0x{line[error.start]:02x} at column {error.start + 1}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 
-QUESTION, ANSWER = "{question}", "{answer}"
+PARTS = re.compile(r"(.*)\{question(?::([1-9]\d{0,3}))?\}(.*)\{answer\}(.*)", re.DOTALL)
 
 
 class QAPair(NamedTuple):
@@ -28,7 +29,9 @@ class Template:
     r"""The form of the texts that a model learns; the default is the original project's, to the space.
 
     Args:
-        pattern: The text, with ``{question}`` and, behind it, ``{answer}`` where they belong.
+        pattern: The text, with ``{question}`` and, behind it, ``{answer}`` where they belong. ``{question:40}`` fills
+            a question up with spaces to 40 characters: the answer then begins at the same position even if the
+            question is asked with a character more or less, which a model of positions learns much sooner.
 
     Raises:
         ValueError: If ``pattern`` does not have each of the two once, in this order.
@@ -45,18 +48,17 @@ class Template:
     pattern: str = "Question: {question} \nAnswer: {answer}."
 
     def __post_init__(self) -> None:
-        order = sorted((QUESTION, ANSWER), key=self.pattern.find)
-        if order != [QUESTION, ANSWER] or any(self.pattern.count(part) != 1 for part in order):
-            raise ValueError(f"template: expected {QUESTION} and then {ANSWER}, once each, got {self.pattern!r}")
+        if not PARTS.fullmatch(self.pattern) or any(self.pattern.count(part) != 1 for part in ("{question", "{answer")):
+            raise ValueError(f"template: expected {{question}} and then {{answer}}, once each, got {self.pattern!r}")
 
     def text(self, question: str, answer: str) -> str:
         """The whole text of a pair."""
-        before, between, after = self._parts
-        return before + question + between + answer + after
+        return self.prompt(question) + answer + self.closing
 
     def prompt(self, question: str, to: Literal["question", "answer"] = "answer") -> str:
         """The beginning of a text: to the end of its question, or to the beginning of its answer."""
-        before, between, _ = self._parts
+        before, width, between, _ = self._parts
+        question = normalize(question).ljust(int(width)) if width else question
         return before + question + (between if to == "answer" else "")
 
     def answer(self, continuation: str) -> str:
@@ -66,13 +68,14 @@ class Template:
     @property
     def closing(self) -> str:
         """The part of the template behind the answer."""
-        return self._parts[2]
+        return self._parts[3]
 
     @property
-    def _parts(self) -> tuple[str, str, str]:
-        before, rest = self.pattern.split(QUESTION)
-        between, after = rest.split(ANSWER)
-        return before, between, after
+    def _parts(self) -> tuple[str, str | None, str, str]:
+        """What stands before the question, its width if it has one, what stands behind it, and behind the answer."""
+        match = PARTS.fullmatch(self.pattern)
+        assert match  # noqa: S101  # as `__post_init__` has seen
+        return match[1], match[2], match[3], match[4]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Taught:
         template: The form of their texts.
         max_length: Symbols of the longest text, its end symbol included; None if unknown.
         prompt_to: Where the prompt of a taught pair ends: after its question, or before its answer.
+        known_from: From which likeness to a taught question on a question is answered; None if this is unknown.
 
     >>> taught = Taught.of([QAPair("1 + 1", "2"), QAPair("1 + 2", "3")], end_symbol=True)
     >>> taught.parts(taught.pairs[1])
@@ -96,6 +100,7 @@ class Taught:
     template: Template = Template()
     max_length: int | None = None
     prompt_to: Literal["question", "answer"] = "answer"
+    known_from: float | None = None
 
     @classmethod
     def of(
@@ -133,12 +138,12 @@ class Taught:
         """The prompts of all pairs."""
         return [self.prompt(pair.question) for pair in self.pairs]
 
-    def tokenizer(self, *, end_symbol: bool = False) -> CharTokenizer:
-        """Make the vocabulary of all texts.
+    def tokenizer(self, *, end_symbol: bool = False, more: str = "") -> CharTokenizer:
+        """Make the vocabulary of all texts, and of the characters in ``more``.
 
         Raises:
             VocabularyError: If a text holds a lone surrogate.
         """
         return CharTokenizer.from_text(
-            *(part for pair in self.pairs for part in self.parts(pair)), end_symbol=end_symbol
+            more, *(part for pair in self.pairs for part in self.parts(pair)), end_symbol=end_symbol
         )

@@ -61,7 +61,7 @@ def study(args: Sequence[str]) -> None:
     from tinygpt_lightning.study.runner import Runner
 
     try:
-        complete = Runner(asked, folder, f"{PROGRAM} study {shlex.join(args)}").run()
+        complete = Runner(asked, folder).run(f"{PROGRAM} study {shlex.join(args)}")
     except KeyboardInterrupt:
         fail("interrupted; the same command continues after the finished rows", 128 + signal.SIGINT)
     if not complete:

@@ -1,0 +1,65 @@
+"""``--auto``: the settings of ``fit`` that follow from the pairs, where nobody set them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinygpt_lightning.commands.errors import say
+from tinygpt_lightning.commands.settings import Settings
+from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.data.recipe import recipe_for
+from tinygpt_lightning.trained import load
+
+
+def with_recipe(settings: Settings) -> Settings:
+    """Put the recipe for the pairs below all that was typed or stands in a configuration, and say what it is.
+
+    Raises:
+        PairsError: If the file of pairs is refused.
+        OSError: If it cannot be read.
+    """
+    given = {name: value for name, value in settings.config.data.items() if name != "n_positions"}
+    data = QADataModule(**given)
+    if data.rehearse is None:
+        recipe = recipe_for(data.taught.pairs, data.noise)
+    else:
+        trained = load(data.rehearse)
+        recipe = recipe_for(data.taught.pairs, data.noise, trained.taught.template.pattern)
+        recipe = recipe.beginning_with(trained.model.config)
+    stages: list[dict[str, Any]] = [
+        {
+            "epochs": recipe.epochs,
+            "until": {"monitor": "val/exact_match", "mode": "max", "stopping_threshold": 1.0, "for_epochs": 3},
+        },
+        {
+            "epochs": recipe.settle,
+            "reset_optimizer": False,
+            "lr_scheduler": {
+                "class_path": "LinearLR",
+                "init_args": {"start_factor": 1.0, "end_factor": 0.01, "total_iters": recipe.settle},
+            },
+        },
+    ]
+    below = {
+        "data": {"template": recipe.template, "batch_size": recipe.batch_size},
+        "stages": stages,
+        "model": {
+            "config": {"n_positions": recipe.n_positions, "n_embd": recipe.n_embd, "n_head": recipe.n_head},
+            "optimizer": {"class_path": "AdamW", "init_args": {"lr": recipe.lr, "betas": [0.9, 0.99], "fused": True}},
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(yaml.safe_dump(below), encoding="utf-8")
+        settings = Settings(settings.command, settings.args, defaults=file)
+    config = settings.config.model.config
+    say(
+        f"auto: {len(data.taught.pairs)} pairs, model.config.n_positions {config.n_positions}, n_embd {config.n_embd}, "
+        f"n_head {config.n_head}, data.batch_size {settings.config.data.batch_size}, at most "
+        f"{settings.config.stages[0].epochs} epochs until all are exact"
+    )
+    return settings

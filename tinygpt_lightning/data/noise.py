@@ -1,0 +1,149 @@
+"""Questions as people type them: in another case, without diacritics, with a typo. The answer stays."""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tinygpt_lightning.gpt.tokenizer import normalize
+
+MARKS = "?!.,"
+ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard
+NEIGHBOURS = {
+    letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2]) for row in ROWS for i, letter in enumerate(row)
+}
+SPARE = 8  # characters by which a variation may be longer than its question
+
+
+def plain(text: str) -> str:
+    """Drop the diacritics.
+
+    >>> plain("Dự án này là gì, đúng không?")
+    'Du an nay la gi, dung khong?'
+    """
+    decomposed = unicodedata.normalize("NFD", text.replace("đ", "d").replace("Đ", "D"))
+    return normalize("".join(character for character in decomposed if not unicodedata.combining(character)))
+
+
+def fold(text: str) -> str:
+    """What is left of a question without case, diacritics, punctuation and spaces.
+
+    >>> fold(" What is a  NAT?"), fold("...")
+    ('whatisanat', '...')
+    """
+    folded = "".join(character for character in plain(text).casefold() if character.isalnum())
+    return folded or text
+
+
+def _case(text: str, source: random.Random) -> str:
+    lower = text.lower()
+    return source.choice([lower, lower, text.upper(), text[:1].swapcase() + text[1:]])
+
+
+def _punctuation(text: str, source: random.Random) -> str:
+    bare = text.rstrip(MARKS + " ")
+    return (bare or text) + source.choice(["", "", "?", " ?", "??", ".", "!"])
+
+
+def _spaces(text: str, source: random.Random) -> str:
+    places = [0, len(text), *(match.start() for match in re.finditer(" ", text))]
+    place = source.choice(places)
+    return text[:place] + " " + text[place:]
+
+
+def _typo(text: str, source: random.Random) -> str:
+    # A digit that is mistyped asks something else.
+    places = [i for i, character in enumerate(text) if character.isalpha()]
+    if len(places) < 4:
+        return text
+    i = source.choice(places)
+    kind = source.randrange(4)
+    if kind == 0:
+        return text[:i] + text[i + 1 :]
+    if kind == 1:
+        return text[:i] + text[i] + text[i:]
+    if kind == 2 and i + 1 < len(text) and text[i + 1].isalpha():
+        return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    near = NEIGHBOURS.get(plain(text[i]).lower())
+    return text[:i] + (source.choice(near) if near else "") + text[i + 1 :]
+
+
+def _word(text: str, source: random.Random) -> str:
+    words = text.split(" ")
+    if len(words) < 4:
+        return text
+    return " ".join(words[1:] if source.random() < 0.5 else words[:-1])
+
+
+KINDS: dict[str, Callable[[str, random.Random], str]] = {
+    "case": _case,
+    "punctuation": _punctuation,
+    "spaces": _spaces,
+    "diacritics": lambda text, _: plain(text),
+    "typo": _typo,
+    "word": _word,
+}
+DRAWN = ("case", "punctuation", "spaces", "diacritics", "typo", "typo", "typo", "word")  # a typo has most forms
+
+
+def vary(question: str, source: random.Random) -> str:
+    """Change a question in one to three ways."""
+    for kind in source.choices(DRAWN, k=source.choice([1, 1, 2, 2, 3])):
+        question = KINDS[kind](question, source)
+    return question
+
+
+class Noise:
+    """Variations of taught questions, none of which could be meant as another one.
+
+    Questions that differ in case, diacritics, punctuation or spaces alone are not varied: their exact form tells
+    them apart.
+
+    Args:
+        questions: The questions.
+        seed: The run's seed.
+    """
+
+    def __init__(self, questions: Sequence[str], seed: int) -> None:
+        self.seed = seed
+        self._owners = owners(questions)
+        self._known = set(characters(questions))
+
+    def __call__(self, row: int, question: str, epoch: int) -> str:
+        """The variation of a question in an epoch; the question itself if there is none.
+
+        Args:
+            row: Index of the question.
+            question: The question.
+            epoch: From 0.
+        """
+        if len(self._owners[fold(question)]) > 1:
+            return question
+        source = random.Random(f"{self.seed} {epoch} {row}")
+        varied = vary(question, source)
+        is_other = self._owners.get(fold(varied), [row]) != [row]
+        fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
+        return varied if fits and not is_other else question
+
+
+def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:
+    """Indices of the questions by their `fold`."""
+    by_fold: dict[str, list[int]] = defaultdict(list)
+    for i, question in enumerate(questions):
+        by_fold[fold(question)].append(i)
+    return dict(by_fold)
+
+
+def characters(questions: Iterable[str]) -> str:
+    """The characters that variations of the questions may hold; none if there are no questions."""
+    text = "".join(questions)
+    if not text:
+        return ""
+    every = {cased for form in (text, plain(text)) for cased in (form.lower() + form.upper())}
+    if every & set(string.ascii_letters):
+        every |= set(string.ascii_lowercase)  # a neighbour on the keyboard
+    return MARKS + " " + "".join(sorted(every))

@@ -1,0 +1,1 @@
+"""A model at work, seen whole: one HTML file that computes in the browser."""
