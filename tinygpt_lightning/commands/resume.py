@@ -305,7 +305,7 @@ class RunFiles(Checkpoint):
             self._link_last(trainer)
         elif trainer.global_step == trainer.max_steps and not staged.is_finished:
             self._ended_early = True
-            trainer.save_checkpoint(self.run.last)
+            trainer.save_checkpoint(self.run.last, weights_only=False)
 
     @override
     def state_dict(self) -> dict[str, Any]:

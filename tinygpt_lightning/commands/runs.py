@@ -14,7 +14,7 @@ import yaml
 
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.table import PROGRAM
-from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
+from tinygpt_lightning.gpt.checkpoint import CheckpointError, local_path, read_state
 from tinygpt_lightning.gpt.files import link_whole
 from tinygpt_lightning.trained import LAST, load
 
@@ -188,14 +188,16 @@ def newest_of_all(root: str | Path = RUNS) -> Path:
     return newest
 
 
-def chosen_checkpoint(ckpt_path: Path | None, configs: Sequence[Path]) -> Path:
+def chosen_checkpoint(ckpt_path: str | None, configs: Sequence[Path]) -> Path:
     """``ckpt_path``, or else the newest finished run's checkpoint: of a configuration, or of all.
 
     Raises:
         UsageError: If there is none.
     """
-    if ckpt_path or not configs:
-        return ckpt_path or newest_of_all()
+    if ckpt_path:
+        return local_path(ckpt_path)
+    if not configs:
+        return newest_of_all()
     return newest_checkpoint(configs, runs_folder(configs, configured_root(configs)))
 
 
