@@ -391,7 +391,8 @@ def test_waiting_threads_sleep_unless_somebody_says_otherwise(monkeypatch: Any, 
 def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
     stages = StagedTraining([Stage(epochs=1), Stage(epochs=1)], tmp_path)
-    quiet_trainer(max_epochs=-1, callbacks=[stages], enable_checkpointing=True).fit(TinyGPTModule(), QADataModule())
+    trainer = quiet_trainer(max_epochs=-1, callbacks=[stages], enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(TinyGPTModule(), QADataModule())
     assert (tmp_path / "stage-2.ckpt").exists()
     assert not [record.message for record in caplog.records if "weights_only" in record.message]
 

@@ -104,15 +104,18 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason, without the usage, which fills a screen."""
         if unknown := re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message):
-            message += self._suggestion(unknown[1] or unknown[2])
+            group = re.match(r"Group '([^']+)'", message)
+            message += self._suggestion(unknown[1] or unknown[2], group[1] if group else "")
         elif unknown := re.match(r"unrecognized arguments: --([\w.]+)", message):
             message += self._suggestion(unknown[1])
         elif key := re.match(r'Parser key "([^"]+)":', message):
             message = self._wrong_value(message, key[1])
         fail(shorten(message), 2)
 
-    def _suggestion(self, option: str) -> str:
-        if (command := OF_OTHERS.get(option.split(".")[0])) and self._is_unknown(option):
+    def _suggestion(self, option: str, group: str = "") -> str:
+        first = (group or option).split(".")[0]
+        command = OF_OTHERS.get(first)
+        if command and (command == "study") != self.prog.endswith("study"):
             return f": that is a setting of `{command}`"
         fields = [field.name for field in dataclasses.fields(self.stage)]
         of_stages = f"\nA stage takes {', '.join(fields)}."
@@ -125,9 +128,6 @@ class Parser(LightningArgumentParser):
         if close and names[close[0]].startswith("--"):
             return f": did you mean '{names[close[0]]}'?"
         return (f": did you mean '{names[close[0]]}'?" if close else "") + of_stages
-
-    def _is_unknown(self, option: str) -> bool:
-        return all(option.split(".")[0] != action.dest.split(".")[0] for action in self._actions)
 
     def _wrong_value(self, message: str, key: str) -> str:
         """Name the whole flag, keep the last attempt of the parser, and show the form of a list."""
