@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.runs import chosen_checkpoint
-from tinygpt_lightning.commands.table import Arguments
+from tinygpt_lightning.commands.table import Arguments, home_path
 from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.page.moments import read_moments
@@ -23,7 +23,7 @@ def parser() -> Arguments:
     options = Arguments("show")
     options.add_checkpoint()
     options.add_argument(
-        "--output", metavar="FILE", type=Path, help=f"The page; by default {PAGE} beside the checkpoint."
+        "--output", metavar="FILE", type=home_path, help=f"The page; by default {PAGE} beside the checkpoint."
     )
     options.add_argument("--open", action="store_true", help="Open the page in the browser.")
     return options
@@ -40,7 +40,7 @@ def show(args: Sequence[str]) -> None:
         CheckpointError: If the file is no checkpoint of this project.
     """
     options = parser().parse_args(args)
-    path = chosen_checkpoint(options.ckpt_path, options.config)
+    path = Path(chosen_checkpoint(options.ckpt_path, options.config))
     if path.is_dir():
         path /= LAST
     checkpoint = read_checkpoint(path)
