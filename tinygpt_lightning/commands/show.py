@@ -39,7 +39,7 @@ def show(args: Sequence[str]) -> None:
         CheckpointError: If the file is no checkpoint of this project.
     """
     options = parser().parse_args(args)
-    path = chosen_checkpoint(options.ckpt_path, options.config)
+    path = Path(chosen_checkpoint(options.ckpt_path, options.config))
     if path.is_dir():
         path /= LAST
     checkpoint = read_checkpoint(path)
