@@ -114,6 +114,9 @@ def test_a_setting_that_is_newer_than_a_row_has_its_default(folder):
         for stage in entry["settings"]["stages"]:
             assert stage.pop("first_update") == "own"
     path.write_text(json.dumps(settings), encoding="utf-8")
+    rows, _ = load(folder)
+    assert [row.key for row in rows] == [row.key for row in ROWS]
+    save(folder, rows)
     assert [row.key for row in load(folder)[0]] == [row.key for row in ROWS]
 
 

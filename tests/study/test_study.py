@@ -112,7 +112,6 @@ def test_fabric_settings_out_of_range_are_named():
         ({"stages[0].epochs": [0]}, "epochs: expected 1 or more, got 0"),
         ({"model.config.n_positions": [27]}, "n_positions: expected 28 or more"),
         ({"data.answer": [""]}, "data.answer: expected at least one character, got none"),
-        ({"model.optimizer": ["LBFGS"]}, "expected an elementwise optimizer"),
         ({"model.optimizer.lr": [-1.0]}, r"stages\[0\]: Invalid learning rate"),
         ({"model.lr_scheduler": [PLATEAU]}, "expected a scheduler that needs no metric, got ReduceLROnPlateau"),
     ],
@@ -125,7 +124,10 @@ def test_impossible_cells_are_refused_by_name(factors, reason):
 @pytest.mark.parametrize(
     ("stage", "reason"),
     [
-        ({"until": {"monitor": "train/loss", "stopping_threshold": 0.1}}, r"stages\[1\]: until: expected null"),
+        (
+            {"until": {"monitor": "train/loss", "stopping_threshold": 0.1}, "weights": "redrawn"},
+            "until needs one fit at a time: expected no renumber, keep, weights or first_update",
+        ),
         ({"keep": {"momentum": True}}, "keep: expected exp_avg, exp_avg_sq, step of Adam"),
         (
             {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "reset_optimizer": False},

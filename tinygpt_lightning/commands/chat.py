@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.errors import UsageError, fail, say
 from tinygpt_lightning.commands.runs import chosen_checkpoint
 from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, refusal, shaded, visible
@@ -61,11 +61,15 @@ def chat(args: Sequence[str]) -> None:
         session.print(*_greeting(trained, path), legend(), "")
         _converse(session)
     else:
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        if hasattr(sys.stdin, "reconfigure"):  # with the byte order mark that Windows writes
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         session = Session(trained, is_terminal=False)
         for line in sys.stdin:
             if not session.take(line):
                 break
+        if session.refused:
+            sys.stdout.flush()
+            fail(f"{session.refused} lines were refused; their answers are empty lines", 1)
 
 
 def _greeting(trained: TrainedGPT, path: str | Path) -> list[str]:
@@ -94,7 +98,10 @@ class Session:
 
     Args:
         trained: The model that answers.
-        is_terminal: Whether answers are coloured; a pipe gets the text alone.
+        is_terminal: Whether answers are coloured; a pipe gets the text alone, and an empty line for a refused question.
+
+    Attributes:
+        refused: How many lines were refused.
     """
 
     def __init__(self, trained: TrainedGPT, *, is_terminal: bool) -> None:
@@ -103,6 +110,7 @@ class Session:
         self.console = Console(force_terminal=is_terminal, highlight=False, markup=False, emoji=False)
         self.generation = GenerationConfig()
         self.reply: Reply | None = None
+        self.refused = 0
         self._questions = [pair.question for pair in trained.taught.pairs]
         self._commands = {
             "/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help,
@@ -122,6 +130,9 @@ class Session:
                 self._answer(line)
         except ValueError as error:
             say(str(error))
+            self.refused += 1
+            if not self.is_terminal and not line.startswith("/"):
+                self.end_line()  # one answer a question, so that answers and questions keep in step
         return True
 
     def write(self, symbol: Symbol) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from os.path import expanduser  # not a `Path`, which would shorten an address
 from pathlib import Path
 
-from tinygpt_lightning.commands.errors import UsageError, need
+from tinygpt_lightning.commands.errors import UsageError, need, say
 from tinygpt_lightning.commands.hugging_face import CONFIG, FILES, read_hugging_face, write_hugging_face
-from tinygpt_lightning.commands.table import Arguments
+from tinygpt_lightning.commands.table import CKPT_PATH, Arguments, home_path
 from tinygpt_lightning.gpt.files import whole_folder
 from tinygpt_lightning.original import VOCABULARY, WEIGHTS, read_original
 from tinygpt_lightning.trained import TrainedGPT, load, save
@@ -18,11 +20,14 @@ LIBRARIES = ("safetensors", "tokenizers", "transformers")
 def export_parser() -> Arguments:
     """The options of ``export``."""
     options = Arguments("export")
-    options.add_argument("--ckpt_path", metavar="FILE", required=True, help="Checkpoint to read, or a run's folder.")
+    options.add_argument("--ckpt_path", metavar="FILE", type=expanduser, required=True, help=CKPT_PATH)
     output = options.add_mutually_exclusive_group(required=True)
-    output.add_argument("--output", metavar="FOLDER", type=Path, help="New folder; an earlier export is replaced.")
+    output.add_argument("--output", metavar="FOLDER", type=home_path, help="New folder; an earlier export is replaced.")
     output.add_argument(
-        "--weights", metavar="FILE", type=Path, help="A checkpoint without the optimizer, a third of a run's, to share."
+        "--weights",
+        metavar="FILE",
+        type=home_path,
+        help="A checkpoint without the optimizer, a third of a run's, to share.",
     )
     return options
 
@@ -34,11 +39,11 @@ def import_parser() -> Arguments:
         "--from",
         dest="source",
         metavar="FOLDER",
-        type=Path,
+        type=home_path,
         required=True,
         help=f"Hugging Face's folder ({CONFIG} and its other files) or the original's ({WEIGHTS} and {VOCABULARY}).",
     )
-    options.add_argument("--output", metavar="FILE", type=Path, required=True, help="The checkpoint to write.")
+    options.add_argument("--output", metavar="FILE", type=home_path, required=True, help="The checkpoint to write.")
     return options
 
 
@@ -69,6 +74,7 @@ def export(args: Sequence[str]) -> None:
             write_hugging_face(trained, unfinished)
         except ValueError as error:
             raise UsageError(f"{options.ckpt_path}: cannot be expressed: {error}") from None
+    say(f"exported to {options.output}: AutoModelForCausalLM and AutoTokenizer open it")
 
 
 def import_(args: Sequence[str]) -> None:
@@ -83,6 +89,7 @@ def import_(args: Sequence[str]) -> None:
     options = import_parser().parse_args(args)
     output = _new_file("--output", options.output)
     save(_read(options.source), output)
+    say(f"imported to {options.output}: chat --ckpt_path {shlex.quote(str(options.output))} asks it")
 
 
 def _new_file(flag: str, path: Path) -> Path:

@@ -11,8 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from tinygpt_lightning.commands.evaluation import check_texts, evaluation_trainer, open_trained, rows_file
+from tinygpt_lightning.commands.parser import lightning_errors
 from tinygpt_lightning.commands.progress import WorkProgress
-from tinygpt_lightning.commands.settings import Settings, lightning_errors
+from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.data_module import Asked
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.trained import TrainedGPT

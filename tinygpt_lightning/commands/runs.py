@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def configured_root(configs: Sequence[Path]) -> str:
     for config in configs:
         trainer = read_yaml(config).get("trainer")
         root = trainer.get("default_root_dir", root) if isinstance(trainer, dict) else root
-    return str(root)
+    return os.path.expanduser(str(root))  # noqa: PTH111
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

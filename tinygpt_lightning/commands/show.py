@@ -6,6 +6,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.runs import chosen_checkpoint
 from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.gpt.checkpoint import read_checkpoint
@@ -35,7 +36,7 @@ def show(args: Sequence[str]) -> None:
         args: The arguments after ``show``.
 
     Raises:
-        UsageError: If no run is finished.
+        UsageError: If no run is finished, or JSON cannot hold a setting of the model.
         CheckpointError: If the file is no checkpoint of this project.
     """
     options = parser().parse_args(args)
@@ -47,7 +48,11 @@ def show(args: Sequence[str]) -> None:
     moments = read_moments(checkpoint, trained.model.config, path)
     output = options.output or path.with_name(PAGE)
     name = "/".join(path.resolve().parts[-2:])
-    write_whole(output, render(trained, name, moments).encode())
+    try:
+        page = render(trained, name, moments)
+    except ValueError as error:
+        raise UsageError(f"{path}: cannot be shown: {error}") from error
+    write_whole(output, page.encode())
     print(output)
     if options.open:
         webbrowser.open(output.resolve().as_uri())

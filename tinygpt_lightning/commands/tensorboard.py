@@ -211,7 +211,7 @@ def _lines(lines: Iterable[str]) -> bytes:
 
 def _png(picture: Image.Image) -> Summary.Image:
     file = BytesIO()
-    picture.save(file, "PNG")
+    picture.save(file, "PNG", compress_level=3)  # an eighth of the time of 6, and a third larger
     return Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=file.getvalue())
 
 

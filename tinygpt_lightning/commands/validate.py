@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.evaluation import check_texts, evaluation_trainer, open_trained, rows_file
-from tinygpt_lightning.commands.settings import Settings, lightning_errors
+from tinygpt_lightning.commands.parser import lightning_errors
+from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.batches import Batch
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.trained import BATCH_SIZE, TrainedGPT

@@ -253,7 +253,11 @@ class QADataModule(LightningDataModule):
         pairs = self.taught.pairs
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         lengths = [self.taught.length(pair) for pair in pairs]
-        sampler = LengthSampler(lengths, self.batch_size, shuffle, world_size, rank)
+        overfits = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        sampler = LengthSampler(lengths, self.batch_size, shuffle and not overfits, world_size, rank)
+        if overfits:  # Lightning replaces any sampler but a sequential one
+            numbered = NumberedPairs(pairs)
+            return _loader([numbered[rows] for rows in sampler], collate_fn=self._collate)
         vary = self._variations(sampler) if shuffle and self.noise else None
         return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
 

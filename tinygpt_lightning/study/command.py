@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from tinygpt_lightning.commands.errors import UsageError, fail, need
-from tinygpt_lightning.commands.settings import lightning_errors
+from tinygpt_lightning.commands.parser import lightning_errors
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.study.design import FabricSettings, Plan, Study
 from tinygpt_lightning.study.recipe import SETTINGS, RecipeParser
@@ -42,7 +42,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     name = "-".join(path.stem for path in configs) or "study"
-    return Study(plan, base), Path(plan.output) if plan.output else Path("checkpoints") / name
+    return Study(plan, base), Path(plan.output).expanduser() if plan.output else Path("checkpoints") / name
 
 
 @lightning_errors()

@@ -264,6 +264,9 @@ class RowWriter:
 
 def save(folder: Path, rows: Iterable[Row]) -> None:
     """Write ``rows`` into ``rows.jsonl``, all or nothing, and remove the files of the processes."""
+    rows = list(rows)
+    # First, and once more: completed by a setting that is newer than the row, its settings have another key.
+    save_settings(folder, {row.common.name: row.common for row in rows}.values())
     write_whole(folder / "rows.jsonl", b"".join(row.line for row in rows))
     for part in folder.glob("rows-*.jsonl"):
         part.unlink()

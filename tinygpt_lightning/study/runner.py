@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -22,6 +23,7 @@ from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.study import rows
 from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
 from tinygpt_lightning.study.design import LARGEST_SEED, Cell, FabricSettings, Plan, Study
+from tinygpt_lightning.study.fits import fit_outcome
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.paths import Settings
 from tinygpt_lightning.study.report import write_report
@@ -98,14 +100,7 @@ class Runner:
         self.folder = folder
         self.rank = rank
         self.device = _device(study.plan.fabric, rank)
-        made_with = {
-            "engine": {
-                "device": self.device.type, "threads": self.plan.threads, "chunk": self.plan.chunk,
-                "share": self.plan.share,
-            },
-            "versions": _versions(),
-        }  # fmt: skip
-        self.commons = {cell: rows.Common(cell.recipe.settings, made_with) for cell in study.cells}
+        self.commons = {cell: rows.Common(cell.recipe.settings, self._made_with(cell)) for cell in study.cells}
         self.finished: set[tuple[str, int]] = set()
         self.failed: set[tuple[str, int]] = set()
         self.progress: WorkProgress | None = None
@@ -178,9 +173,30 @@ class Runner:
             if self._unfinished(seeds) and claims.take(seeds):
                 self._read()
                 if cells := self._unfinished(seeds):
-                    ChunkRunner(self.plan, self.device, seeds, finish, fail, tick).run(cells)
+                    together = [cell for cell in cells if not self._is_alone(cell)]
+                    ChunkRunner(self.plan, self.device, seeds, finish, fail, tick).run(together)
+                    for cell, seed in self._alone(cells, seeds):
+                        try:
+                            outcome = fit_outcome(cell.recipe, seed, self.device, self.plan.curve_points, tick)
+                            finish(cell, {seed: outcome})
+                        except Exception as error:  # it must not cost the other cells their outcomes
+                            fail(cell, [seed], error)
                     writer.write()
                 claims.release(seeds)
+
+    def _alone(self, cells: Sequence[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
+        """The runs that are trained one at a time, and have no row yet."""
+        runs = [(cell, seed) for cell in cells if self._is_alone(cell) for seed in seeds]
+        return [(cell, seed) for cell, seed in runs if (cell.recipe.key, seed) not in self.finished]
+
+    def _is_alone(self, cell: Cell) -> bool:
+        return self.plan.engine == "fit" or cell.recipe.alone is not None
+
+    def _made_with(self, cell: Cell) -> dict[str, Any]:
+        plan = self.plan
+        engine: dict[str, Any] = {"device": self.device.type, "threads": plan.threads}
+        engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk, "share": plan.share}
+        return {"engine": engine, "versions": _versions()}
 
     def _read(self) -> int:
         """Read which runs are finished, those of other processes included; returns the seed-epochs that are left."""
@@ -196,7 +212,14 @@ class Runner:
 
     def _work_left(self) -> int:
         """Epochs of all seeds that are not finished."""
-        return sum(len(seeds) * epochs_needed(self._unfinished(seeds), self.plan.share) for seeds in self.plan.chunks)
+        total = 0
+        for seeds in self.plan.chunks:
+            cells = self._unfinished(seeds)
+            alone = [cell for cell in cells if self._is_alone(cell)]
+            together = [cell for cell in cells if cell not in alone]
+            epochs = sum(stage.epochs for cell in alone for stage in cell.recipe.stages)
+            total += len(seeds) * (epochs + epochs_needed(together, self.plan.share))
+        return total
 
     def _start_others(self) -> dict[int, BaseProcess]:
         self.progress = WorkProgress("study", "seed-epochs", self._work_left())
