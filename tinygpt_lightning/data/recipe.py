@@ -70,7 +70,7 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = N
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:13}\\n{answer}', 24, 64)
+    ('{question:13}\n{answer}', 24, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
