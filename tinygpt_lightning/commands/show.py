@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.runs import chosen_checkpoint
