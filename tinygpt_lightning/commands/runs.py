@@ -188,7 +188,7 @@ def newest_of_all(root: str | Path = RUNS) -> Path:
     return newest
 
 
-def chosen_checkpoint(ckpt_path: str | None, configs: Sequence[Path]) -> Path:
+def chosen_checkpoint(ckpt_path: str | None, configs: Sequence[Path]) -> str | Path:
     """``ckpt_path``, or else the newest finished run's checkpoint: of a configuration, or of all.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.runs import chosen_checkpoint
@@ -39,7 +40,7 @@ def show(args: Sequence[str]) -> None:
         CheckpointError: If the file is no checkpoint of this project.
     """
     options = parser().parse_args(args)
-    path = chosen_checkpoint(options.ckpt_path, options.config)
+    path = Path(chosen_checkpoint(options.ckpt_path, options.config))
     if path.is_dir():
         path /= LAST
     checkpoint = read_checkpoint(path)
