@@ -8,12 +8,14 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from tinygpt_lightning.callbacks.exact_resume import ExactResume, seed_all
+from tinygpt_lightning import Stage, StagedTraining
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
+from tinygpt_lightning.callbacks.generators import seed_all
 
 EPOCHS, BATCHES = 3, 4
 pytestmark = [
@@ -354,3 +356,53 @@ def test_a_resumed_run_on_a_gpu_equals_the_uninterrupted_one(tmp_path, precision
     for path in (tmp_path / "ckpt").glob("*.ckpt"):
         resumed = fit(tmp_path, ExactResume(), seed=2, ckpt_path=path, enable_checkpointing=False, **settings)
         assert_same_end(resumed, uninterrupted)
+
+
+class StopsInMidEpoch(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == BATCHES + 2:
+            trainer.should_stop = True
+
+
+def test_an_epoch_is_finished_before_should_stop_ends_the_run(tmp_path):
+    uninterrupted = fit(tmp_path, ExactResume(), enable_checkpointing=False)
+    files = ModelCheckpoint(tmp_path, "stopped", save_on_train_epoch_end=True)
+    trainer, _ = fit(tmp_path, ExactResume(), StopsInMidEpoch(), files)
+    assert (trainer.current_epoch, trainer.global_step) == (2, 2 * BATCHES)
+    assert not trainer.min_epochs
+    resumed = fit(tmp_path, ExactResume(), seed=2, ckpt_path=tmp_path / "stopped.ckpt", enable_checkpointing=False)
+    assert_same_end(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("exact_first", [True, False])
+def test_accumulation_by_schedule_in_any_order(tmp_path, exact_first):
+    def callbacks(*others):
+        pair = [ExactResume(), GradientAccumulationScheduler({0: 1, 1: 2})]
+        return [*(pair if exact_first else pair[::-1]), *others]
+
+    files = ModelCheckpoint(tmp_path / "ckpt", "{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+    uninterrupted = fit(tmp_path, *callbacks(files))
+    for path in (tmp_path / "ckpt").glob("*.ckpt"):
+        resumed = fit(tmp_path, *callbacks(), seed=2, ckpt_path=path, enable_checkpointing=False)
+        assert_same_end(resumed, uninterrupted)
+
+
+def test_callbacks_that_cannot_be_resumed_in_mid_epoch_are_named(tmp_path):
+    def averaging():
+        return StochasticWeightAveraging(0.01, swa_epoch_start=2)
+
+    files = ModelCheckpoint(tmp_path / "ckpt", "{step}", save_top_k=-1, every_n_train_steps=1)
+    fit(tmp_path, ExactResume(), averaging(), files)
+    path = tmp_path / "ckpt" / "step=6.ckpt"
+    with pytest.warns(UserWarning, match="StochasticWeightAveraging.*not exact"):
+        fit(tmp_path, ExactResume(), averaging(), ckpt_path=path, enable_checkpointing=False)
+
+
+@pytest.mark.parametrize("callback", [ExactResume(), StagedTraining([Stage(1)])])
+def test_the_other_package_is_refused_by_name(tmp_path, callback):
+    other = pytest.importorskip("pytorch_lightning")
+    trainer = other.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    with pytest.raises(
+        MisconfigurationException, match=f"{type(callback).__name__}: .*lightning.pytorch.*pytorch_lightning"
+    ):
+        callback.setup(trainer, Module(), "fit")

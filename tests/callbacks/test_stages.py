@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping
 
-from tinygpt_lightning.callbacks.stages import Position, Stage, Until
+from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until, check_stages
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5))
@@ -98,3 +98,17 @@ def test_a_threshold_must_be_reached_several_times_in_a_row(values: list[float],
 def test_contradicting_settings_are_refused(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Until("x", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stages", "named"),
+    [
+        ([], "at least one stage"),
+        (Stage(1), "a list of Stage"),
+        ([Stage(1), 2], "a list of Stage"),
+        ([Stage(1), Stage(1, until=lambda _: True)], r"stages\[1\].until: .*trainer and pl_module"),
+    ],
+)
+def test_what_is_no_list_of_stages_is_refused(stages: object, named: str) -> None:
+    with pytest.raises(StageError, match=named):
+        check_stages(stages)

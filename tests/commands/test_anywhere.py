@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SENTENCE, Command
+from conftest import SENTENCE, Command, quiet_trainer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinygpt_lightning import load, read_checkpoint
+from tinygpt_lightning import QADataModule, Stage, StagedTraining, TinyGPTModule, load, read_checkpoint
+from tinygpt_lightning import __main__ as package_main
 from tinygpt_lightning.commands.main import main
 from tinygpt_lightning.commands.runs import Run
 from tinygpt_lightning.commands.settings import Settings
@@ -290,11 +291,10 @@ TEXTS = st.text(st.characters(codec="utf-8"), min_size=1)
     st.one_of(TEXTS, st.sampled_from(["3e8", "1e5", "1_0e2", "12e4567", "0x1F", "1:30", "null", "a\x85b", "~", "#"]))
 )
 def test_any_text_goes_through_a_runs_settings(tmp_path: Path, text: str) -> None:
-    typed = Settings("fit", [f"--data.answer={text}", f"--data.questions={json.dumps([text])}"])
+    typed = Settings("fit", [f"--data.answer={text}"])
     (tmp_path / "config.yaml").write_text(typed.text, encoding="utf-8", newline="")
     back = Settings("fit", ["--config", str(tmp_path / "config.yaml")])
     assert back.config.data.answer == text
-    assert back.config.data.questions == [text]
     assert yaml.safe_load(typed.text)["data"]["answer"] == text
 
 
@@ -376,6 +376,25 @@ def test_each_line_of_a_pipe_gets_its_answer(trained: Path, home: Path, command:
 
 
 # Strict Pythons and other machines
+
+
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+def test_waiting_threads_sleep_unless_somebody_says_otherwise(monkeypatch: Any, policy: str | None) -> None:
+    monkeypatch.setattr(sys, "argv", ["tinygpt", "--help"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy or "")
+    if policy is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    package_main.main()
+    assert os.environ["OMP_WAIT_POLICY"] == (policy or "PASSIVE")
+
+
+def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightning.pytorch")
+    stages = StagedTraining([Stage(epochs=1), Stage(epochs=1)], tmp_path)
+    trainer = quiet_trainer(max_epochs=-1, callbacks=[stages], enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(TinyGPTModule(), QADataModule())
+    assert (tmp_path / "stage-2.ckpt").exists()
+    assert not [record.message for record in caplog.records if "weights_only" in record.message]
 
 
 def test_a_strict_python_finds_no_deprecated_call_of_ours(home: Path) -> None:

@@ -31,9 +31,11 @@ def names(folder: Path) -> list[str]:
 
 def test_a_run_goes_out_and_comes_back_as_it_was(trained: Path, home: Path, command: Command) -> None:
     run = trained / "checkpoints/small/version_0"
-    assert command("export", "--ckpt_path", run, "--output", "out") == (0, "", "")
+    result = command("export", "--ckpt_path", run, "--output", "out")
+    assert (result.code, result.out, result.err.count("\n")) == (0, "", 1)
+    assert "out" in result.err
     assert names(home / "out") == FILES
-    assert command("import", "--from", "out", "--output", "back.ckpt") == (0, "", "")
+    assert command("import", "--from", "out", "--output", "back.ckpt").code == 0
     before, after = load(run), load("back.ckpt")
     assert (after.tokenizer.vocab, after.taught, after.model.config) == (
         before.tokenizer.vocab, before.taught, before.model.config,
@@ -82,7 +84,7 @@ def test_the_originals_folder_comes_in(here: Path, command: Command) -> None:
     Path("theirs").mkdir()
     torch.save(network.model.state_dict(), "theirs/single_block_model_state_dict.pth")
     network.tokenizer.save("theirs/vocab.json")
-    assert command("import", "--from", "theirs", "--output", "b.ckpt") == (0, "", "")
+    assert command("import", "--from", "theirs", "--output", "b.ckpt").code == 0
     assert list(load("b.ckpt").tokenizer.vocab) == sorted(network.tokenizer.vocab)
 
 

@@ -59,7 +59,7 @@ def test_every_pair_is_exact_and_the_values_stand_in_the_runs_settings(there: Pa
         assert settings["model"]["config"][name] == getattr(config, name)
     assert settings["data"]["template"] == trained.taught.template.pattern
     assert settings["auto"] is True
-    assert settings["stages"][0]["until"]["for_epochs"] == 3
+    assert settings["stages"][-1]["until"]["for_epochs"] == 3
 
 
 def test_a_run_is_judged_by_what_it_was_taught(there: Path, command: Command) -> None:

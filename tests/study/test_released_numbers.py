@@ -5,6 +5,7 @@ import math
 from itertools import product
 from statistics import median
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -96,6 +97,22 @@ def test_the_frontier():
     assert f"; {sum(row['epochs_to_exact'] is None for row in at_500)} never, {lost} lost it again |" in report_of(
         "frontier"
     )
+
+
+def test_the_tuned_rates():
+    rows = rows_of("tuned")
+    assert len(rows) == 60
+    losses = {
+        training: {row["seed"]: row["final_loss_dropout_off"] for row in select(rows, training=training)}
+        for training in ("reset after 30", "constant rate", "cosine to 0")
+    }
+    assert [f"{median(by_seed.values()):.2g}" for by_seed in losses.values()] == ["0.00014", "0.00026", "0.00013"]
+    reset, constant, _ = losses.values()
+    differences = np.array([math.log(reset[seed] / constant[seed]) for seed in range(20)])
+    test = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    )
+    assert test.pvalue == pytest.approx(0.085, abs=0.01)  # 0.17 after Holm
 
 
 def test_the_dose():

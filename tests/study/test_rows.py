@@ -129,6 +129,13 @@ def test_rows_made_with_other_settings_are_refused(folder):
         check_same_study([row.common for row in ROWS], tiny_study(other), folder)
 
 
+def test_a_varied_class_may_have_other_arguments(folder):
+    """A row has all arguments of the class, its level only some."""
+    scheduler = {"model.lr_scheduler": {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 5}}}
+    study = tiny_study(factors={"rate": {"constant": {"model.lr_scheduler": None}, "cosine": scheduler}})
+    check_same_study([Common(cell.recipe.settings, MADE_WITH) for cell in study.cells], study, folder)
+
+
 def test_varied_settings_may_differ(folder):
     studies = [tiny_study(factors={"model.config.n_embd": widths}) for widths in ([8], [8, 4])]
     rows = [Common(cell.recipe.settings, MADE_WITH) for cell in studies[1].cells]

@@ -289,7 +289,7 @@ def test_a_size_file_of_fit_can_be_added(tmp_path, monkeypatch):
         (["--seeds", "many"], "seeds"),
         (["--seeds", "99999999999999999999"], "seeds: expected at most 1000000, got 99999999999999999999"),
         (["--model.optimiser", "[new]"], "model.optimiser"),
-        (["--stages", "[{epochs: 0}]"], "epochs: expected 1 or more, got 0"),
+        (["--stages", "[{epochs: 0}]"], "epochs: expected an integer of 1 or more, got 0"),
         (["--stages", "[{epochs: 3, kept: 1}]"], "did you mean 'keep'?"),
         (["--model.config.n_head", "5"], "n_head: expected a divisor of n_embd=768, got 5"),
         (["--data.answer", "x" * 2000], "model.config.n_positions: expected "),
@@ -328,5 +328,6 @@ def test_every_configuration_is_a_study():
         "reset": (2**3 + 1, 20, "checkpoints/reset"),
         "riddle": (14, 20, "checkpoints/riddle"),
         "riddle_full": (24, 10, "checkpoints/riddle/full"),
+        "tuned": (3, 20, "checkpoints/tuned"),
         "riddle_small": (14, 10, "checkpoints/riddle_small"),
     }

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningModule, Trainer
@@ -29,6 +30,19 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "torch.mean": torch.mean, "torch.sum": torch.sum, "torch.max": torch.max, "torch.min": torch.min,
     "sum": sum, "max": max, "min": min,
 }  # fmt: skip
+
+
+def check_package(trainer: object, callback: object) -> None:
+    """Refuse the trainer of the package ``pytorch_lightning``, whose classes are not those of ``lightning.pytorch``.
+
+    Raises:
+        MisconfigurationException: The message names the callback and both packages.
+    """
+    if not isinstance(trainer, Trainer):
+        raise MisconfigurationException(
+            f"{type(callback).__name__}: expected a Trainer of lightning.pytorch, got one of "
+            f"{type(trainer).__module__}; write `import lightning.pytorch as pl`"
+        )
 
 
 @contextmanager

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    GradientAccumulationScheduler,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -21,35 +24,16 @@ from typing_extensions import override
 
 from tinygpt_lightning.callbacks import unfinished_epoch
 from tinygpt_lightning.callbacks._lightning import (
+    check_package,
     generator_states,
+    replaced,
     restart_persistent_workers,
     set_generator_states,
+    train_loaders,
     validation_loaders,
 )
+from tinygpt_lightning.callbacks.generators import find_generators, seed_all, seed_each
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
-
-
-def seed_all(*key: int | str) -> None:
-    """Seed torch (CPU and the accelerators in use), numpy and Python from ``key``.
-
-    Unlike :func:`torch.manual_seed`, fast enough for every step: that one formats a stack trace wherever
-    CUDA is not in use.
-
-    >>> seed_all("step", 7)
-    >>> first = torch.rand(2), random.random()
-    >>> seed_all("step", 7)
-    >>> (torch.rand(2), random.random())[1] == first[1]
-    True
-    """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    seed = int.from_bytes(digest[:8], "little")
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
-    if torch.backends.mps.is_available():
-        torch.mps.manual_seed(seed)
-    np.random.seed(np.frombuffer(digest, dtype="<u4"))
-    random.seed(digest)
 
 
 class ExactResume(Callback):
@@ -68,21 +52,25 @@ class ExactResume(Callback):
     values and the states of callbacks, from any checkpoint that is not saved inside a training step (saved at an
     epoch's start or end, every n steps, before, within and after a validation, after an exception that came before the
     backward pass); dropout and all else that draws from torch, numpy or ``random``; loaders that shuffle, draw, weigh,
-    stream, use workers, persistent or not, and several at once; manual optimization and several optimizers; DDP. On
+    stream, use workers, persistent or not, and several at once, and generators in the attributes of a loader, its
+    sampler, dataset or transforms, which are seeded with the rest; manual optimization and several optimizers; DDP. On
     the same machine, with the same versions, threads and number of processes, and, where Lightning adds a
     ``DistributedSampler``, the same ``seed_everything``. Persistent workers are restarted in each epoch, since their
     generators hold what earlier epochs left there. A loader with ``state_dict`` and ``load_state_dict`` finds its own
-    place.
+    place. An epoch whose length is known is finished before ``trainer.should_stop`` or ``max_time`` ends the run, since
+    Lightning would count the broken off epoch as done.
 
     **Refused** when the fit starts: see Raises.
 
-    **Not covered**, and not visible from outside: generators of your own, and state in a dataset or a sampler (no
-    checkpoint holds them); random draws in another ``on_train_epoch_start`` before a loader that shuffles; what the
-    module does in ``on_train_batch_end`` or ``on_validation_end`` (Lightning calls it after the callbacks that save
-    there); gradients in a checkpoint from an exception within the backward pass or later in its step (half a step
-    cannot be resumed); under DDP, gradients and averages in a checkpoint from an exception (the other processes may
-    have ended); a checkpoint from within a validation for which a callback has exchanged the weights (Lightning's
-    ``WeightAveraging`` would not change them back).
+    **Not covered**, and not visible from outside: generators elsewhere, and other state in a dataset or a sampler (no
+    checkpoint holds them); a ``random_split`` before the fit under another ``seed_everything``; random draws in another
+    ``on_train_epoch_start`` before a loader that shuffles; what the module does in ``on_train_batch_end`` or
+    ``on_validation_end`` (Lightning calls it after the callbacks that save there); gradients in a checkpoint from an
+    exception within the backward pass or later in its step (half a step cannot be resumed); under DDP, gradients and
+    averages in a checkpoint from an exception (the other processes may have ended); a checkpoint from within a
+    validation for which a callback has exchanged the weights (Lightning's ``WeightAveraging`` would not change them
+    back); `BackboneFinetuning`, `ModelPruning` and `StochasticWeightAveraging` in the middle of an epoch, with a
+    warning.
 
     Raises:
         MisconfigurationException: With FSDP, DeepSpeed or ModelParallel, which restore optimizers and callbacks in an
@@ -94,9 +82,12 @@ class ExactResume(Callback):
     """
 
     def __init__(self) -> None:
+        self._replaced = ExitStack()
         self._begin()
 
     def _begin(self) -> None:
+        self._replaced.close()
+        self._generators: list[Any] = []  # those of the loaders
         self._seeds: list[int] = []  # one per process
         self._validated = 0  # batches done when the last validation ended
         self._ended = 0  # batches that are over, with their validation
@@ -131,6 +122,7 @@ class ExactResume(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_package(trainer, self)
         if stage == "fit" and trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationException(
                 f"ExactResume: expected a single device or ddp, got {type(trainer.strategy).__name__},"
@@ -142,6 +134,9 @@ class ExactResume(Callback):
                 " that no callback can count"
             )
         self._begin()  # the same object in a second fit
+        if stage == "fit":
+            self._replaced.enter_context(replaced(trainer.fit_loop, "min_epochs", trainer.fit_loop.min_epochs))
+            self._min_epochs = trainer.fit_loop.min_epochs or 0
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,12 +150,15 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try_saving(trainer)
         self.restore(trainer, pl_module)
+        self._prepare_epoch(trainer)
         # Lightning skips on_train_epoch_start when it resumes within an epoch.
         if trainer.fit_loop.restarted_mid_epoch:
+            _warn_of_callbacks(trainer)
             unfinished_epoch.fetch_again(trainer, partial(self._seed, trainer), _batches(trainer))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare_epoch(trainer)
         self._seed(trainer, "epoch", trainer.current_epoch)
         unfinished_epoch.begin_epoch(trainer)
 
@@ -190,6 +188,11 @@ class ExactResume(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.restore(trainer, pl_module)  # where there was nothing left to train
+            self._replaced.close()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._replaced.close()
 
     def end_batch(self, trainer: Trainer) -> None:
         """Note that the last batch is over, for a checkpoint that is saved before the next one begins."""
@@ -198,6 +201,10 @@ class ExactResume(Callback):
     def restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore gradients and averages, and do what is pending, once, when training starts."""
         if self._resumed is not None:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GradientAccumulationScheduler):
+                    # It refuses a run that accumulates when it starts, as this one is about to.
+                    self._replaced.enter_context(replaced(callback, "on_train_start", lambda *_: None))
             unfinished_epoch.restore_state(trainer, pl_module, self._resumed)
         if self._pending is not None:
             unfinished_epoch.do_pending(trainer, self._pending)
@@ -213,12 +220,29 @@ class ExactResume(Callback):
 
     def _seed(self, trainer: Trainer, moment: str, count: int) -> None:
         seed_all(self._seeds[trainer.global_rank], moment, count)
+        if moment in ("epoch", "fetch"):
+            seed_each(self._generators, self._seeds[trainer.global_rank], moment, count)
+
+    def _prepare_epoch(self, trainer: Trainer) -> None:
+        self._generators = find_generators([*train_loaders(trainer), *validation_loaders(trainer)])
+        if trainer.num_training_batches != float("inf"):
+            # Lightning breaks off an epoch, and counts it as done, unless it is one of the `min_epochs`.
+            trainer.fit_loop.min_epochs = max(self._min_epochs, trainer.current_epoch + 1)
 
 
 def _batches(trainer: Trainer) -> int:
     """Training batches since the start of the run; ``global_step`` counts optimizer steps."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return int(progress.total.processed)
+
+
+def _warn_of_callbacks(trainer: Trainer) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BaseFinetuning | ModelPruning | StochasticWeightAveraging):
+            rank_zero_warn(
+                f"ExactResume: {type(callback).__name__} acts at an epoch's start, which Lightning does not repeat in "
+                "the middle of an epoch, so this resume is not exact; resume from an epoch's end"
+            )
 
 
 def _check_processes(seeds: list[int], trainer: Trainer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -143,6 +144,15 @@ def settings_of_optimizers(trainer: Trainer) -> dict[str, str]:
     return settings
 
 
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse a strategy that loads optimizers too early."""
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        raise StageError(
+            f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
+            "optimizers' state before a callback can choose the stage that they belong to"
+        )
+
+
 def check_averaging(trainer: Trainer, stages: Sequence[Stage]) -> None:
     """Refuse `StochasticWeightAveraging` across a boundary, which would replace its learning rates."""
     epochs = Position().last_epoch(stages, 0)
@@ -160,6 +170,17 @@ def check_averaging(trainer: Trainer, stages: Sequence[Stage]) -> None:
                     f"StochasticWeightAveraging.swa_epoch_start: expected {last_stage + 1} or more, so that it "
                     f"averages within the last stage, got {start}; a boundary would replace its learning rates"
                 )
+
+
+def check_state(state: Mapping[str, Any], stages: Sequence[Stage], checkpoint: object) -> None:
+    """Refuse the callback's state in a checkpoint if an earlier version wrote it, or if begun stages are missing."""
+    if "step" not in state:
+        raise StageError(
+            f"ckpt_path: expected a checkpoint that this version wrote, got {checkpoint} of an earlier one; "
+            "resume it with that version, or start a new run"
+        )
+    if state["built"] >= len(stages):
+        raise StageError(f"stages: expected at least the {state['built'] + 1} that this run began, got {len(stages)}")
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -10,28 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from tinygpt_lightning.callbacks._lightning import (
-    end_epoch_at_once,
-    finishes_batch_or_epoch_first,
-    is_last_batch,
-    replaced,
-    then,
-)
+from tinygpt_lightning.callbacks import _lightning, stage_optimizers
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
-from tinygpt_lightning.callbacks.stage_optimizers import (
-    build,
-    check_averaging,
-    check_resumed,
-    keep_state,
-    length_of,
-    settings_of_optimizers,
-    try_all,
-)
-from tinygpt_lightning.callbacks.stages import Position, Stage, StageError, Until
+from tinygpt_lightning.callbacks.stage_condition import StageCondition
+from tinygpt_lightning.callbacks.stages import Position, Stage, check_stages
 from tinygpt_lightning.callbacks.unfinished_epoch import gradients_are_in_use
 
 
@@ -48,23 +34,10 @@ class StagedTraining(Callback):
     stage's end: after the module's ``on_train_epoch_end`` and before checkpoints of the epoch are saved; in the middle
     of an epoch, before the ``stage-N.ckpt``.
 
-    **Covered**: one device or DDP (processes agree on a stage's end; what a hook freezes or adds is wrapped again);
-    several optimizers, manual optimization, accumulated gradients; ``estimated_stepping_batches``, ``max_epochs`` and
-    ``max_steps``, which are the stage's own while its optimizers are built; a resume from any checkpoint with the
-    optimizers, the schedulers and the decisions (``until``) of the run that wrote it. On resume,
-    :meth:`on_stage_start` of all stages begun so far is called again, in order, before weights are loaded and
-    optimizers built: it must do the same to the module each time (freezing, new layers), and cannot rely on weights or
-    on the trainer's progress. Dropout, shuffled data and ReduceLROnPlateau are exact on resume with `ExactResume`.
-
-    **Refused** when the fit starts: FSDP, DeepSpeed and ModelParallel, which load optimizers before a callback can
-    choose the stage; weights averaged (``StochasticWeightAveraging``) across a boundary;
-    ``configure_optimizers`` that returns None or the same object again; a kept state (``reset_optimizer``) for an
-    optimizer of another class; other stages than those that a resumed run began with; with `SafeCheckpointIO`, values
-    that no checkpoint may hold.
-
-    **Not covered**: a function as ``until`` that keeps its own state (read it from the trainer or the module);
-    ``validate``, ``test`` and ``predict`` of a checkpoint whose stages added layers, into a module that has none (no
-    stage begins there).
+    On resume from any checkpoint, :meth:`on_stage_start` of all stages begun so far is called again, in order, before
+    weights are loaded and optimizers built: it must do the same to the module each time (freezing, new layers), and
+    cannot rely on weights or on the trainer's progress. ``README.md`` in this folder has the table of what is covered,
+    refused when the fit starts, and not covered.
 
     Source: Lightning issues #7629, #9982 (declined), #2006, #3095, #5314, #18279, #19764.
 
@@ -86,9 +59,7 @@ class StagedTraining(Callback):
     """
 
     def __init__(self, stages: Sequence[Stage], dirpath: str | Path | None = None) -> None:
-        if not stages:
-            raise StageError("stages: expected at least one stage, got none")
-        self.stages = list(stages)
+        self.stages = check_stages(stages)
         self.dirpath = dirpath
         self._hooks, self._until_fit_start = ExitStack(), ExitStack()  # at moments for which Lightning has none
         self._begin()
@@ -101,8 +72,7 @@ class StagedTraining(Callback):
         self._max_epochs = -1  # the trainer's own limit
         self._progress: Any = SimpleNamespace(started=0, processed=0)  # epochs of the run when the fit started
         self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
-        self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
-        self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
+        self._condition = StageCondition()
         self._resumed: dict[str, Any] = {}  # this callback's state in the checkpoint
 
     @property
@@ -120,7 +90,7 @@ class StagedTraining(Callback):
             if self in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's tuner runs without them meanwhile
                 hook(result)
 
-        self._hooks.enter_context(then(instance, method, hook_of_callback))
+        self._hooks.enter_context(_lightning.then(instance, method, hook_of_callback))
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called at each boundary, before the optimizers of stage ``index`` (from 1, the second) are built.
@@ -143,28 +113,29 @@ class StagedTraining(Callback):
         if stage != "fit":
             return
         self._begin()
-        _check_strategy(trainer)
+        _lightning.check_package(trainer, self)
+        stage_optimizers.check_strategy(trainer)
         # A callback's `on_load_checkpoint` comes after the weights are loaded, too late to add layers.
         self._hook(trainer, trainer.strategy, "load_checkpoint", lambda read: self._resume(trainer, pl_module, read))
         if _is_trial(trainer):  # Lightning sets its own max_steps, and saves nothing
             return
-        check_averaging(trainer, self.stages)
+        stage_optimizers.check_averaging(trainer, self.stages)
         loop = trainer.fit_loop
         # 1000 is Lightning's own default where nobody set a limit.
         self._max_epochs = loop.max_epochs if loop.max_epochs not in (None, 1000) else -1
-        self._hooks.enter_context(replaced(loop, "max_epochs", loop.max_epochs))
-        self._hooks.enter_context(replaced(loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps))
+        self._hooks.enter_context(_lightning.replaced(loop, "max_epochs", loop.max_epochs))
+        self._hooks.enter_context(_lightning.replaced(loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps))
         self._limit_epochs(trainer, self._progress)
         # Lightning builds optimizers, too, before `on_fit_start`.
         setup_optimizers = trainer.strategy.setup_optimizers
 
         def setup_for_stage(trainer: Trainer) -> None:
-            with length_of(trainer, self.stages[self.position.index]):
+            with stage_optimizers.length_of(trainer, self._stage):
                 setup_optimizers(trainer)
 
-        self._until_fit_start.enter_context(replaced(trainer.strategy, "setup_optimizers", setup_for_stage))
-        # After the module's last values and before checkpoints, Lightning calls only subclasses of `EarlyStopping` and
-        # `Checkpoint`, and users find such callbacks in `trainer.early_stopping_callback` instead of their own.
+        self._until_fit_start.enter_context(_lightning.replaced(trainer.strategy, "setup_optimizers", setup_for_stage))
+        # After the module's last values and before checkpoints, Lightning calls only `EarlyStopping` and `Checkpoint`,
+        # which users would find in `trainer.early_stopping_callback` instead of their own.
         self._hook(trainer, pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
         self._hook(trainer, loop, "on_advance_end", lambda _: self._save_stage(trainer))
         self._hook(trainer, loop.epoch_loop, "on_run_start", lambda _: self._end_run(trainer))
@@ -175,16 +146,9 @@ class StagedTraining(Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None:
             return
-        if "step" not in state:
-            raise StageError(
-                f"ckpt_path: expected a checkpoint that this version wrote, got {trainer.ckpt_path} of an earlier one; "
-                "resume it with that version, or start a new run"
-            )
-        if state["built"] >= len(self.stages):
-            raise StageError(
-                f"stages: expected at least the {state['built'] + 1} that this run began, got {len(self.stages)}"
-            )
-        self._watched, self._validated, self._resumed = state["watched"], state["validated"], state
+        stage_optimizers.check_state(state, self.stages, trainer.ckpt_path)
+        self._condition.load_state_dict(state)
+        self._resumed = state
         self.position = Position(state["built"], state["epoch"], state["step"], state["is_over"])
         self._is_saved = not self.position.is_over
         self._progress = SimpleNamespace(**checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"])
@@ -198,11 +162,11 @@ class StagedTraining(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the optimizers of the stage that training starts in, or resumes in."""
         self._until_fit_start.close()
-        try_all(trainer, pl_module, self.stages)
+        stage_optimizers.try_all(trainer, pl_module, self.stages)
         # Lightning loads the checkpoint's optimizer states into these after this hook.
         self._build(trainer, pl_module)
         if self._resumed:
-            check_resumed(self._resumed, self.state_dict())
+            stage_optimizers.check_resumed(self._resumed, self.state_dict())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the stage, and cross the boundary, that a resumed checkpoint may lie on."""
@@ -210,7 +174,7 @@ class StagedTraining(Callback):
         if exact := self._exact_resume(trainer):
             exact.restore(trainer, pl_module)  # first, so that what is pending belongs to the stage that is over
         self._find_checkpoint(trainer)
-        if not finishes_batch_or_epoch_first(trainer):
+        if not _lightning.finishes_batch_or_epoch_first(trainer):
             self._arrive(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,19 +186,16 @@ class StagedTraining(Callback):
         pl_module.log("stage", self.position.index + 1.0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the monitored value: a run that is resumed between here and the epoch's end has no logged values."""
-        until = self.stages[self.position.index].until
+        """Note the monitored value; in a stage with steps, decide whether it ends."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.position.is_over:
             return
-        if isinstance(until, Until):
-            value = trainer.callback_metrics.get(until.monitor)
-            self._validated = {"epoch": trainer.current_epoch, "value": None if value is None else float(value)}
+        self._condition.note(trainer, self._stage)
         if self._counts_steps and self._until_holds(trainer, pl_module):
             self._end_stage(trainer, pl_module)
 
     def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether the stage ends in the middle of an epoch, when a batch and its validation are over."""
-        if self._counts_steps and not is_last_batch(trainer):
+        if self._counts_steps and not _lightning.is_last_batch(trainer):
             if exact := self._exact_resume(trainer):
                 exact.end_batch(trainer)
             self._arrive(trainer, pl_module)
@@ -273,15 +234,19 @@ class StagedTraining(Callback):
             "is_over": self.position.is_over,
             "stages": [stage.as_text() for stage in self.stages[: self.position.index + 1]],
             "optimizer": self._optimizer,
-            "watched": self._watched,
-            "validated": self._validated,
+            **self._condition.state_dict(),
         }
 
-    # A stage's end
+    @property
+    def _stage(self) -> Stage:
+        return self.stages[self.position.index]
 
     @property
     def _counts_steps(self) -> bool:
-        return self.stages[self.position.index].steps is not None
+        return self._stage.steps is not None
+
+    def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        return self._condition.holds(trainer, pl_module, self._stage, self.position.index)
 
     def _arrive(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Between two batches or epochs: end the stage if it has its length, and cross the boundary if it is over."""
@@ -299,7 +264,7 @@ class StagedTraining(Callback):
 
     def _end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.position, self._is_saved = replace(self.position, is_over=True), False
-        self._watched = {}
+        self._condition.begin_stage()
         self._limit_epochs(trainer, trainer.fit_loop.epoch_progress.current)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if on_stage_end := getattr(callback, "on_stage_end", None):
@@ -314,36 +279,12 @@ class StagedTraining(Callback):
     def _end_run(self, trainer: Trainer) -> None:
         """End the run if the last stage is over in the middle of an epoch; Lightning then ends that epoch."""
         if self.is_finished and self._is_saved:
-            end_epoch_at_once(trainer)
-
-    def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        until = self.stages[self.position.index].until
-        if until is None:
-            return False
-        holds = self._judge(trainer, until) if isinstance(until, Until) else until(trainer, pl_module)
-        return trainer.strategy.reduce_boolean_decision(bool(holds), all=False)
-
-    def _judge(self, trainer: Trainer, until: Until) -> bool:
-        is_validated = self._validated.get("epoch") == trainer.current_epoch
-        if trainer.enable_validation and not is_validated:
-            return False  # the logged values may belong to an earlier epoch
-        logged = trainer.callback_metrics
-        # The first process's value, so that all processes decide alike, and again on resume.
-        value = trainer.strategy.broadcast(
-            float(logged[until.monitor]) if until.monitor in logged else self._validated.get("value")
-        )
-        if value is None:
-            raise StageError(
-                f"stages[{self.position.index}].until.monitor: expected a logged value, one of "
-                f"{', '.join(sorted(logged))}, got {until.monitor!r}"
-            )
-        holds, self._watched = until.judge(value, self._watched)
-        return holds
+            _lightning.end_epoch_at_once(trainer)
 
     def _save_stage(self, trainer: Trainer) -> None:
         if not self._is_saved and not _is_trial(trainer):
             self._is_saved = True
-            trainer.save_checkpoint(self._file(trainer))
+            trainer.save_checkpoint(self._file(trainer), weights_only=False)
 
     def _find_checkpoint(self, trainer: Trainer) -> None:
         """Find out whether the killed process that ended the stage came to write its checkpoint."""
@@ -355,8 +296,6 @@ class StagedTraining(Callback):
     def _file(self, trainer: Trainer) -> Path:
         folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
         return folder / f"stage-{self.position.index + 1}.ckpt"
-
-    # A boundary
 
     def _cross_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.position.index + 1 == len(self.stages):
@@ -375,23 +314,15 @@ class StagedTraining(Callback):
                 trainer.strategy.configure_ddp()
             self._build(trainer, pl_module)
         if not self.stages[index].reset_optimizer:
-            keep_state(before, trainer.optimizers)
+            stage_optimizers.keep_state(before, trainer.optimizers)
 
     def _exact_resume(self, trainer: Trainer) -> ExactResume | None:
         return next((c for c in trainer.callbacks if isinstance(c, ExactResume)), None)  # type: ignore[attr-defined]
 
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        build(trainer, pl_module, self.stages[self.position.index])
-        self._optimizer = settings_of_optimizers(trainer)
+        stage_optimizers.build(trainer, pl_module, self._stage)
+        self._optimizer = stage_optimizers.settings_of_optimizers(trainer)
 
 
 def _is_trial(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _check_strategy(trainer: Trainer) -> None:
-    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
-        raise StageError(
-            f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
-            "optimizers' state before a callback can choose the stage that they belong to"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,3 +179,25 @@ class Position:
         if None in lengths:
             return -1
         return (epochs if self.is_over else self.epoch) + sum(filter(None, lengths))
+
+
+def check_stages(stages: object) -> list[Stage]:
+    """Return the stages as a list.
+
+    Raises:
+        StageError: If there are none, or something else is among them, or a function as ``until`` does not take a
+            trainer and a module; the message names the stage.
+    """
+    if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage) for stage in stages):
+        raise StageError(f"stages: expected a list of Stage, got {stages!r}")
+    if not stages:
+        raise StageError("stages: expected at least one stage, got none")
+    for i, stage in enumerate(stages):
+        if callable(stage.until):
+            try:
+                inspect.signature(stage.until).bind("trainer", "pl_module")
+            except TypeError as error:
+                raise StageError(f"stages[{i}].until: expected a function of trainer and pl_module: {error}") from None
+            except ValueError:  # written in C, without a signature
+                continue
+    return list(stages)

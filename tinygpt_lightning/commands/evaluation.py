@@ -148,7 +148,11 @@ def _settings_beside(run: Run) -> dict[str, Any] | None:
     if not run.config.exists():
         return None
     try:
-        return run.settings
+        settings = run.settings
+        for name in ("model", "data"):
+            if not isinstance(settings.get(name), dict):
+                raise UsageError(f"{run.config}: expected the settings of a run, with {name}, found none")
+        return settings
     except UsageError as error:
         say(f"warning: {error}; only the checkpoint is used")
         return None

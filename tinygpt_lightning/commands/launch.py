@@ -45,7 +45,8 @@ def forget_foreign_ranks() -> None:
     """Remove ranks that another program left in the environment, which Lightning would believe."""
     if launched_rank() is None:
         for name in RANKS:
-            os.environ.pop(name, None)
+            if os.environ.get(name, "0") != "0":
+                del os.environ[name]
 
 
 def trainer_defaults() -> dict[str, Any]:
@@ -56,31 +57,32 @@ def trainer_defaults() -> dict[str, Any]:
     return {"devices": devices, "num_nodes": int(os.environ["WORLD_SIZE"]) // devices}
 
 
-def share_folder(path: str | None, rank: int) -> tuple[str, TCPStore | None]:
-    """Tell the run's folder to all processes of a launcher, or learn it from the first one.
+def share_folder(path: str | None) -> tuple[str, TCPStore | None]:
+    """Tell the run's folder to the other processes, or learn it from the first one.
 
     Args:
         path: The folder in the first process, None in the others.
-        rank: This process's rank.
 
     Returns:
         The folder, and a store that the first process must keep until the others have asked.
     """
-    if path is None and RUN_VARIABLE in os.environ and not (is_torchrun() or is_slurm()):
-        return os.environ[RUN_VARIABLE], None  # Lightning started this process
     if path is not None:
-        os.environ[RUN_VARIABLE] = path
-    if launched_rank() is None or not (is_torchrun() or is_slurm()):
-        return path or os.environ[RUN_VARIABLE], None
+        os.environ[RUN_VARIABLE] = path  # for processes that Lightning will start
+    elif RUN_VARIABLE in os.environ:
+        return os.environ[RUN_VARIABLE], None
+    if launched_rank() is None:
+        return str(path), None
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    environment = TorchElasticEnvironment() if is_torchrun() else SLURMEnvironment()
-    # torchrun's agent keeps a store open; beside the port of SLURM's later process group there is room for another.
+    kind = TorchElasticEnvironment if is_torchrun() else SLURMEnvironment if is_slurm() else LightningEnvironment
+    environment = kind()
+    # torchrun's agent keeps a store open; other launchers leave the port beside that of the later process group.
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     port = environment.main_port + (not has_store)
-    is_master = rank == 0 and not has_store
+    is_master = path is not None and not has_store
     store = TCPStore(environment.main_address, port, is_master=is_master, wait_for_workers=False)
     key = f"{RUN_VARIABLE}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if path is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-from tinygpt_lightning.commands.errors import UsageError, explained
+from tinygpt_lightning.commands.errors import UsageError, explained, say
 from tinygpt_lightning.commands.launch import forget_foreign_ranks, launched_rank
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM, Command
 
@@ -44,6 +44,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if command in ("-h", "--help"):
             print(usage())
         elif command in COMMANDS:
+            if command in TRAINING and sys.stderr.isatty():
+                say(f"{command}: importing PyTorch and Lightning, which takes some seconds")
             _imported(COMMANDS[command])(rest)
         else:
             close = difflib.get_close_matches(command, COMMANDS, n=1)

@@ -7,8 +7,10 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, _typehints
@@ -18,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tinygpt_lightning.callbacks.stages import Stage, StageError
 from tinygpt_lightning.commands.errors import USER_ERRORS, UsageError, fail, shorten
+from tinygpt_lightning.commands.runs import read_yaml
 
 # Settings that only one of the two kinds of commands has, by the command to name.
 OF_OTHERS = {
@@ -61,6 +64,9 @@ def setting_up(has_begun: Callable[[], bool] = lambda: False) -> Iterator[None]:
         if has_begun() or os.environ.get("TINYGPT_DEBUG"):
             raise
         lines = [line for line in str(error).splitlines() if line.strip()][:3]
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)  # half-made objects of Lightning complain when they are deleted
+        sys.unraisablehook = hook
         raise UsageError("\n".join([*lines, "TINYGPT_DEBUG=1 shows where this comes from."])) from error
 
 
@@ -86,21 +92,30 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **settings: Any) -> Any:
         """Parse, and keep the arguments for an error message."""
-        self.typed = sys.argv[1:] if args is None else [str(arg) for arg in args]
-        return super().parse_args(args, *rest, **settings)
+        Parser.typed = sys.argv[1:] if args is None else [str(arg) for arg in args]  # also for parsers of subclasses
+        try:
+            return super().parse_args(args, *rest, **settings)
+        except UnicodeDecodeError as error:
+            for file in map(Path, Parser.typed):
+                if file.is_file():
+                    read_yaml(file)  # names the file that is not UTF-8
+            raise UsageError(f"--config: expected YAML in UTF-8, got {error}") from None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason, without the usage, which fills a screen."""
         if unknown := re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message):
-            message += self._suggestion(unknown[1] or unknown[2])
+            group = re.match(r"Group '([^']+)'", message)
+            message += self._suggestion(unknown[1] or unknown[2], group[1] if group else "")
         elif unknown := re.match(r"unrecognized arguments: --([\w.]+)", message):
             message += self._suggestion(unknown[1])
         elif key := re.match(r'Parser key "([^"]+)":', message):
             message = self._wrong_value(message, key[1])
         fail(shorten(message), 2)
 
-    def _suggestion(self, option: str) -> str:
-        if (command := OF_OTHERS.get(option.split(".")[0])) and self._is_unknown(option):
+    def _suggestion(self, option: str, group: str = "") -> str:
+        first = (group or option).split(".")[0]
+        command = OF_OTHERS.get(first)
+        if command and (command == "study") != self.prog.endswith("study"):
             return f": that is a setting of `{command}`"
         fields = [field.name for field in dataclasses.fields(self.stage)]
         of_stages = f"\nA stage takes {', '.join(fields)}."
@@ -114,9 +129,6 @@ class Parser(LightningArgumentParser):
             return f": did you mean '{names[close[0]]}'?"
         return (f": did you mean '{names[close[0]]}'?" if close else "") + of_stages
 
-    def _is_unknown(self, option: str) -> bool:
-        return all(option.split(".")[0] != action.dest.split(".")[0] for action in self._actions)
-
     def _wrong_value(self, message: str, key: str) -> str:
         """Name the whole flag, keep the last attempt of the parser, and show the form of a list."""
         flags = [arg.partition("=")[0] for arg in self.typed] if "." not in key else []
@@ -124,5 +136,6 @@ class Parser(LightningArgumentParser):
         value = message.rpartition("Given value: ")[2].strip() if "Given value: " in message else ""
         if "class 'list'" in message and value:
             return f"""{flag}: expected a list, as in {flag} '["{value}"]', got {value!r}"""
-        message = re.sub(r"\n[^\n]*Expected a dot import path string[^\n]*", "", message)
+        if "Expected a <class" in message:
+            message = re.sub(r"\n[^\n]*Expected a dot import path string[^\n]*", "", message)
         return message.replace(f'Parser key "{key}":', f"{flag}:", 1)

@@ -102,9 +102,8 @@ def open_run(settings: Settings) -> Iterator[OpenRun]:
             settings, checkpoint = _where_to_continue(resumed, settings, repair=is_owner)
         else:
             checkpoint = _checkpoint_to_begin_with(settings)
-        created: list[Path] = []
         if not is_first:
-            run = Run(Path(share_folder(None, rank_zero_only.rank)[0]))  # type: ignore[attr-defined]
+            run = Run(Path(share_folder(None)[0]))
         elif is_trial:
             run = Run(Path(resources.enter_context(tempfile.TemporaryDirectory())))
         elif resumed:
@@ -115,7 +114,7 @@ def open_run(settings: Settings) -> Iterator[OpenRun]:
             resources.enter_context(_removed_unless_begun(run, created))
             resources.enter_context(locked(run.path))
         if is_first:
-            _, store = share_folder(str(run.path), 0)
+            _, store = share_folder(str(run.path))
             resources.callback(lambda: store)  # kept open until the end
         yield OpenRun(run, settings, checkpoint)
 
@@ -131,7 +130,7 @@ def _run_to_resume(settings: Settings) -> Run | None:
     if path != "last":
         return Run(Path(path)) if path is not None and Path(path).is_dir() else None
     if rank_zero_only.rank != 0 and not settings.config.trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return Run(Path(share_folder(None, rank_zero_only.rank)[0]))  # type: ignore[attr-defined]
+        return Run(Path(share_folder(None)[0]))
     runs = list_runs(settings.folder)
     if not runs:
         raise UsageError(f"--ckpt_path last: expected a run in {settings.folder} to resume, found none")
@@ -291,7 +290,7 @@ class RunFiles(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         if not self._stage_file:
-            trainer.save_checkpoint(self.run.last)
+            trainer.save_checkpoint(self.run.last, weights_only=False)
             self._saved = time.monotonic()
 
     @override
@@ -302,11 +301,11 @@ class RunFiles(Checkpoint):
         (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
         if averaging and staged.is_finished:
             self._stage_file = self.run.stage(len(self.run.settings["stages"]))
-            trainer.save_checkpoint(self._stage_file)
+            trainer.save_checkpoint(self._stage_file, weights_only=False)
             self._link_last(trainer)
         elif trainer.global_step == trainer.max_steps and not staged.is_finished:
             self._ended_early = True
-            trainer.save_checkpoint(self.run.last)
+            trainer.save_checkpoint(self.run.last, weights_only=False)
 
     @override
     def state_dict(self) -> dict[str, Any]:

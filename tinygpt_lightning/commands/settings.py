@@ -23,7 +23,7 @@ from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.launch import trainer_defaults
 from tinygpt_lightning.commands.parser import Parser, setting_up
-from tinygpt_lightning.commands.runs import RUNS, read_yaml, runs_folder
+from tinygpt_lightning.commands.runs import RUNS, runs_folder
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.gpt.generation import GenerationConfig
@@ -171,13 +171,7 @@ class Settings(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments."""
         # Lightning's own method warns of arguments that are passed to it, as here.
-        try:
-            self.config = parser.parse_args(args)
-        except UnicodeDecodeError as error:
-            for file in map(Path, args):
-                if file.is_file():
-                    read_yaml(file)  # names the file that is not UTF-8
-            raise UsageError(f"--config: expected YAML in UTF-8, got {error}") from None
+        self.config = parser.parse_args(args)
         for name in PATHS:
             if isinstance(path := self.config.get(name), str):
                 self.config[name] = os.path.expanduser(path)  # noqa: PTH111  # keeps "last" and "file://…" as they are

@@ -35,7 +35,7 @@ def validate(args: Sequence[str]) -> None:
         raise UsageError(str(error)) from None
     check_texts(map(taught.text, taught.pairs), module.tokenizer.encode, objects.data.path, objects.data.lines)
     results = PairResults()
-    metrics = evaluation_trainer(settings, objects, results).validate(module, objects.data, verbose=False)[0]
+    (metrics,) = evaluation_trainer(settings, objects, results).validate(module, objects.data, verbose=False) or [{}]
     wrong = [taught.pairs[row] for row, is_exact in sorted(results.exact.items()) if not is_exact]
     with rows_file(objects.output) as write:
         for name, value in metrics.items():

@@ -14,8 +14,8 @@ from tinygpt_lightning.gpt.tokenizer import normalize
 HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
 NARROWEST, WIDEST = 64, 256  # channels
 FEWEST, MOST = 4, 32  # pairs a batch
-BUDGET = 16_000  # steps that training takes at most
-SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls to 0 when all is exact
+BUDGET = 8_000  # steps at a constant learning rate, at most
+SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Recipe:
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
-        epochs: The most epochs until all pairs are exact.
-        settle: Epochs after that, in which the learning rate falls to 0.
+        epochs: The most epochs at a constant learning rate: until nearly all pairs are exact, and again until all are.
+        settle: Epochs between the two, in which the learning rate falls.
     """
 
     template: str
@@ -70,7 +70,7 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = N
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:13}\\n{answer}', 23, 64)
+    ('{question:13}\n{answer}', 24, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -34,6 +34,24 @@ class FabricSettings:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """A setting that each cell has at its best value, chosen on other seeds than those that are reported.
+
+    The tuning is a study of its own, in the folder ``tuning`` of the results; the best value has the lowest median of
+    the final loss, dropout off, over its seeds.
+
+    Args:
+        setting: Path of the setting.
+        choices: Values to choose from.
+        seeds: Seeds to choose on; none of them may be a seed of the plan.
+    """
+
+    setting: str
+    choices: list[Any]
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The design of a study and how to run it.
 
@@ -46,6 +64,7 @@ class Plan:
         outcome: The outcome that the question is about; the title of the report says whether a factor changes it.
         claims: The claims that the report judges; null means none beyond the statistical tests.
         seeds: Number of seeds, counted from 0, or a list of seeds.
+        tune: A setting that each cell has at its best value, chosen on other seeds; null means none.
         chunk: Seeds that train together. More seeds need more memory, 0.3 GiB each at full size.
         threads: CPU threads of each process. The last bits of a result depend on it, and on the chunk of a very
             small model; they never depend on the number of processes.
@@ -67,6 +86,7 @@ class Plan:
     outcome: Literal["exactness", "loss", "epochs"] = "exactness"
     claims: Literal["riddle", "reset", "frontier"] | None = None
     seeds: int | list[int] = 20
+    tune: Tuning | None = None
     chunk: int = 2
     threads: int = 1
     share: bool = True
@@ -84,6 +104,10 @@ class Plan:
             raise ValueError(f"seeds: expected one or more different seeds, got {self.seeds}")
         if not 0 <= min(seeds) <= max(seeds) < LARGEST_SEED:
             raise ValueError(f"seeds: expected 0 to {LARGEST_SEED - 1}, got {self.seeds}")
+        if self.tune and not self.tune.choices:
+            raise ValueError("tune.choices: expected one or more values, got none")
+        if self.tune and (both := sorted({*seeds} & {*self.tune.seeds})):
+            raise ValueError(f"tune.seeds: expected other seeds than those of the plan, got {both} in both")
         for name, least in (("chunk", 1), ("threads", 1), ("curve_points", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
@@ -196,6 +220,7 @@ class Study:
     Args:
         plan: The design.
         base: The complete settings of a run, which factors and controls change.
+        tuned: The value of the plan's tuned setting, by the name of the cell; None before it is chosen.
 
     Attributes:
         factors: The factors of the design.
@@ -205,9 +230,10 @@ class Study:
         UsageError: If a cell cannot be trained, two cells are the same run, or a factor changes nothing anywhere.
     """
 
-    def __init__(self, plan: Plan, base: Settings) -> None:
+    def __init__(self, plan: Plan, base: Settings, tuned: Mapping[str, Any] | None = None) -> None:
         self.plan = plan
         self.base = base
+        self.tuned = tuned
         self.factors = [Factor.read(name, levels) for name, levels in plan.factors.items()]
         self.cells = [*self._combinations(), *self._controls()]
         for factor in self.factors:
@@ -224,8 +250,11 @@ class Study:
         """A copy with a fixed value at every setting that this study varies: equal for all runs of one study."""
         settings = copy.deepcopy(settings)
         patches = [patch for factor in self.factors for patch in factor.levels.values()]
-        for patch in [*patches, *self.plan.controls.values()]:
-            change(settings, patch)
+        tuned = [{self.plan.tune.setting: None}] if self.plan.tune else []
+        for patch in [*patches, *self.plan.controls.values(), *tuned]:
+            for path, value in patch.items():
+                change(settings, {path: None})  # so that nothing is merged with what the run has there
+                change(settings, {path: value})
         return settings
 
     def _combinations(self) -> list[Cell]:
@@ -240,7 +269,7 @@ class Study:
                 except UsageError as error:
                     raise UsageError(f"{level_names(levels)}: {error}" if levels else str(error)) from None
             if as_key(levels) not in cells:
-                cells[as_key(levels)] = _cell(settings, levels)
+                cells[as_key(levels)] = self._cell(settings, levels)
         return list(cells.values())
 
     def _controls(self) -> list[Cell]:
@@ -249,13 +278,22 @@ class Study:
             settings = copy.deepcopy(self.base)
             if dead := change(settings, patch):
                 raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(dead)}")
-            cells.append(_cell(settings, {}, name))
+            cells.append(self._cell(settings, {}, name))
         return cells
 
+    def _cell(self, settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
+        name = control or level_names(levels) or "base"
+        try:
+            if self.plan.tune and self.tuned and change(settings, {self.plan.tune.setting: self.tuned[name]}):
+                raise UsageError(f"tune.setting: expected a setting that the cell has, got {self.plan.tune.setting}")
+            return Cell(levels, read_recipe(settings), control)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}" if name != "base" else str(error)) from None
 
-def _cell(settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
-    try:
-        return Cell(levels, read_recipe(settings), control)
-    except UsageError as error:
-        name = control or level_names(levels)
-        raise UsageError(f"{name}: {error}" if name else str(error)) from None
+    def tuning(self) -> list[tuple[Any, Study]]:
+        """The studies that the tuned setting is chosen by: this one at each value, on the seeds of the tuning."""
+        if self.plan.tune is None:
+            return []
+        names = [cell.name for cell in self.cells]
+        plan = replace(self.plan, seeds=self.plan.tune.seeds, tune=replace(self.plan.tune, seeds=[]))
+        return [(value, Study(plan, self.base, dict.fromkeys(names, value))) for value in self.plan.tune.choices]

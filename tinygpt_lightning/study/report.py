@@ -48,6 +48,7 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
             paragraph,
             f"Made by `{command}`: {len(study.cells)} cells × {len(results.seeds)} seeds; "
             f"{len(results.runs)} runs, {results.missing} missing.",
+            *tuning_section(study),
             *(link for link in (f"![{name}]({name}.png)" for name in figures) if link not in sections),
             *sections,
             "## Cells",
@@ -64,6 +65,16 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
         figure.savefig(folder / f"{name}.png", dpi=130)
     _to_tensorboard(results, report, figures, folder)
     return paragraph
+
+
+def tuning_section(study: Study) -> list[str]:
+    """The value of the tuned setting that each cell has."""
+    if not (study.plan.tune and study.tuned):
+        return []
+    setting, seeds = study.plan.tune.setting, study.plan.tune.seeds
+    values = table(["cell", setting], [[name, str(value)] for name, value in study.tuned.items()])
+    about = f"`{setting}` of each cell is the best one of {study.plan.tune.choices} by the median final loss of seeds "
+    return [f"{about}{seeds}, which are not among those below.", values]
 
 
 def title(claims: Claims, name: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -105,11 +107,12 @@ class Runner:
         self.failed: set[tuple[str, int]] = set()
         self.progress: WorkProgress | None = None
 
-    def run(self, command: str) -> bool:
+    def run(self, command: str, is_tuning: bool = False) -> bool:
         """Run everything that is missing, then write rows and report.
 
         Args:
             command: The command that was typed, for the report.
+            is_tuning: Whether to write rows only.
 
         Returns:
             Whether every run of the design has a row, and not all of them diverged.
@@ -134,7 +137,7 @@ class Runner:
                 time.sleep(POLL_SECONDS)
                 self.work(claims)
             _report_deaths(others)
-            return self._gather(command)
+            return self._gather(command, is_tuning)
 
     def work(self, claims: Claims) -> None:
         """Compute the chunks that no other process computes, until there is none left."""
@@ -226,20 +229,21 @@ class Runner:
         context = multiprocessing.get_context("spawn")
         others: dict[int, BaseProcess] = {}
         for rank in range(1, self.plan.fabric.devices):
-            arguments = (self.plan, self.study.base, self.folder, rank)
+            arguments = (self.study.plan, self.study.base, self.study.tuned, self.folder, rank)
             others[rank] = context.Process(target=_other_process, args=arguments, daemon=True)
             others[rank].start()
         return others
 
-    def _gather(self, command: str) -> bool:
+    def _gather(self, command: str, is_tuning: bool) -> bool:
         finished, _ = rows.load(self.folder)
         places = [(cell.recipe.key, seed) for cell in self.study.cells for seed in self.plan.seed_list]
         order = {place: number for number, place in enumerate(places)}
         # Rows of an earlier, larger design are kept, after those of this one.
         finished.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
         rows.save(self.folder, finished)
-        print(write_report(self.study, finished, self.folder, command))
-        say(f"report: {self.folder / 'report.md'}")
+        if not is_tuning:
+            print(write_report(self.study, finished, self.folder, command))
+            say(f"report: {self.folder / 'report.md'}")
         results = rows.Results(self.study, finished)
         if results.missing:
             say(f"{results.missing} runs are missing: the same command repeats them")
@@ -248,10 +252,31 @@ class Runner:
         return not results.missing and results.diverged < len(results.runs)
 
 
-def _other_process(plan: Plan, base: Settings, folder: Path, rank: int) -> None:
+def tuned(study: Study, folder: Path, command: str) -> Study:
+    """Choose the tuned setting of each cell, on the seeds of the tuning, and return the study with it.
+
+    Args:
+        study: The design.
+        folder: Folder of the results; those of the tuning are in a folder ``tuning`` in it.
+        command: The command that was typed.
+    """
+    losses: dict[str, list[tuple[float, int]]] = {}  # of each cell: median loss, and index of the value
+    candidates = study.tuning()
+    for index, (_, candidate) in enumerate(candidates):
+        place = folder / "tuning" / str(index)
+        Runner(candidate, place).run(command, is_tuning=True)
+        for cell, by_seed in rows.Results(candidate, rows.load(place)[0]).by_cell.items():
+            known = [outcome["final_loss_dropout_off"] for outcome in by_seed.values()]
+            loss = median([math.inf if value is None else value for value in known] or [math.inf])
+            losses.setdefault(cell.name, []).append((loss, index))
+    best = {name: candidates[min(found)[1]][0] for name, found in losses.items()}
+    return Study(study.plan, study.base, best) if best else study
+
+
+def _other_process(plan: Plan, base: Settings, tuned: Mapping[str, Any] | None, folder: Path, rank: int) -> None:
     """The work of a process that another one has started."""
     with suppress(KeyboardInterrupt), Claims(folder) as claims:  # the process that started this one says so
-        Runner(Study(plan, base), folder, rank).work(claims)
+        Runner(Study(plan, base, tuned), folder, rank).work(claims)
 
 
 def _report_deaths(others: dict[int, BaseProcess]) -> None:
