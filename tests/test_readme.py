@@ -15,7 +15,7 @@ import yaml
 from conftest import Command
 
 from tinygpt_lightning import read_checkpoint
-from tinygpt_lightning.commands import chat, exchange
+from tinygpt_lightning.commands import chat, exchange, show
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinygpt_lightning"
@@ -39,7 +39,9 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 15
 
 
-PARSERS = {"chat": chat.parser, "export": exchange.export_parser, "import": exchange.import_parser}
+PARSERS = {
+    "chat": chat.parser, "export": exchange.export_parser, "import": exchange.import_parser, "show": show.parser,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", COMMANDS)

@@ -182,6 +182,17 @@ def test_an_answer_is_known_where_the_question_is_like_the_taught_one(model: Tin
         without.ask("Ω")
 
 
+def test_a_question_in_another_form_is_read_as_the_taught_one(model: TinyGPT) -> None:
+    pairs = [QAPair("Ma là gì?", "1"), QAPair("Má là gì?", "2"), QAPair("Dự án này là gì", "3")]
+    taught = replace(Taught.of(pairs), known_from=0.8)
+    trained = TrainedGPT(model, taught.tokenizer(), taught)
+    assert trained.as_taught("  du an này LÀ gì???") == "Dự án này là gì"
+    for question in ("Dự án nàyy là gì", "ma la gi", "Má là gì?", "Ω"):  # a typo, one of two, taught, foreign
+        assert trained.as_taught(question) == question
+    without = TrainedGPT(model, taught.tokenizer(), replace(taught, known_from=None))
+    assert without.as_taught("du an nay la gi") == "du an nay la gi"
+
+
 def test_the_threshold_travels_in_the_checkpoint(model: TinyGPT, tmp_path: Path) -> None:
     for known_from in (None, 0.75):
         taught = replace(TAUGHT, known_from=known_from)

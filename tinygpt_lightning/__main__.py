@@ -1,11 +1,14 @@
 """``python -m tinygpt_lightning`` and the script ``tinygpt``."""
 
+import os
 import signal
 import sys
 
 
 def main() -> None:
     """Run the command line; Ctrl-C ends the imports, which take seconds, without a traceback."""
+    # Threads that wait for each other sleep: spinning, they slow each other down tenfold on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from tinygpt_lightning.commands.main import main as run
 

@@ -82,7 +82,7 @@ class OriginalStages(StagedTraining):
         module = _ours(pl_module)
         file = self.folder / f"stage-{index}.ckpt"
         if not file.exists():  # the run was resumed from another run's checkpoint
-            trainer.save_checkpoint(file)
+            trainer.save_checkpoint(file, weights_only=False)
         # Into the existing parameters: DDP keeps hold of them.
         module.load_state_dict(read_checkpoint(file)["state_dict"])
         tokenizer = CharTokenizer.load(self.folder / "vocab.json")

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt_lightning.data.batches import Batch, Collate, exact_rows
 from tinygpt_lightning.data.likeness import likeness, nearest
-from tinygpt_lightning.data.noise import SPARE
+from tinygpt_lightning.data.noise import SPARE, fold, owners
 from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.description import describe, read_description, read_weights, state_of, without_weights
 from tinygpt_lightning.gpt.checkpoint import LIGHTNING, VERSION, read_checkpoint, write_checkpoint
@@ -101,7 +101,11 @@ class TrainedGPT:
         template = self.taught.template
         if not all(questions):
             raise ValueError("question: expected at least one character, got none")
-        prompts = questions if isinstance(questions, str) else list(map(template.prompt, questions))
+        prompts = (
+            questions
+            if isinstance(questions, str)
+            else [template.prompt(self.as_taught(question)) for question in questions]
+        )
         return [template.answer(continuation) for _, continuation in self._continue("questions", prompts, generation)]
 
     def ask(self, question: str) -> Answer:
@@ -112,9 +116,21 @@ class TrainedGPT:
                 a question has no text, and is not known.
             ValueError: If the question is empty or too long.
         """
-        if self.taught.known_from is not None and not self.tokenizer.vocab.keys() >= set(normalize(question)):
+        known = self.tokenizer.vocab.keys()
+        if self.taught.known_from is not None and not known >= set(normalize(self.as_taught(question))):
             return Answer("", 0.0, known=False)
         return self.judge(question, self.answer(question))
+
+    def as_taught(self, question: str) -> str:
+        """The taught question that differs from ``question`` in case, diacritics, punctuation or spaces alone.
+
+        What differs by a letter is for the model to read. The question itself is returned if it is taught, if no or
+        several taught ones differ so little, and of a model that was taught without noise.
+        """
+        if self.taught.known_from is None or normalize(question) in self._by_fold[0]:
+            return question
+        alike = self._by_fold[1].get(fold(question), [])
+        return self.taught.pairs[alike[0]].question if len(alike) == 1 else question
 
     def judge(self, question: str, answer: str) -> Answer:
         """Say whether the model was taught to give ``answer`` to ``question``."""
@@ -179,6 +195,12 @@ class TrainedGPT:
                 predicted = self.model(batch.ids).argmax(dim=-1)
                 known += exact_rows(predicted, batch, self.tokenizer, self.taught.max_length).tolist()
         return known
+
+    @cached_property
+    def _by_fold(self) -> tuple[set[str], Mapping[str, list[int]]]:
+        """The taught questions, and their indices by their fold."""
+        questions = [pair.question for pair in self.taught.pairs]
+        return set(questions), owners(questions)
 
     @cached_property
     def _questions(self) -> Mapping[str, list[str]]:

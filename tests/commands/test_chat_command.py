@@ -95,9 +95,9 @@ def chat(*args: str | Path, stdin: str, **options: str) -> subprocess.CompletedP
 
 def test_through_a_pipe_the_answer_comes_alone(checkpoint: Path) -> None:
     done = chat("--ckpt_path", checkpoint, stdin="Xin chào\nZ\n你好\n/quit\nXin chào\n", FORCE_COLOR="1")
-    assert (done.returncode, done.stdout) == (0, "Chào bạn!\n我们很好。\n")
+    assert (done.returncode, done.stdout) == (1, "Chào bạn!\n\n我们很好。\n")
     assert done.stderr.startswith("character 'Z'")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 2
 
 
 def test_no_trainer_is_loaded(checkpoint: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from networks import learnt
 
 from tinygpt_lightning.commands.chat import Session
+from tinygpt_lightning.commands.terminal import refusal
 from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.trained import TrainedGPT
 
@@ -121,6 +124,56 @@ def test_look_shows_the_text_before_the_symbol_and_each_head(
     assert any(block in "".join(lines[2:]) for block in "▒▓█")
     session.take("/look")
     assert capsys.readouterr().out.startswith("When <eos> was written (number 11 of 11):")
+
+
+@pytest.fixture(scope="module")
+def careful(network: TrainedGPT) -> TrainedGPT:
+    """The same model with a threshold."""
+    return TrainedGPT(network.model, network.tokenizer, replace(network.taught, known_from=0.8))
+
+
+def test_a_question_that_was_not_taught_is_refused_with_the_nearest_ones(
+    careful: TrainedGPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(careful, is_terminal=True)
+    session.take("Xin chào")
+    capsys.readouterr()
+    for question in ("chào Xin", "Ω"):  # one of known characters, and one that the vocabulary lacks
+        assert session.take(question)
+        shown = capsys.readouterr().out.splitlines()
+        assert len(shown) == 4, "a sentence, and the three nearest questions"
+        assert {line.strip() for line in shown[1:]} < {pair.question for pair in careful.taught.pairs}
+    session.take("/look")
+    assert "When" in capsys.readouterr().out, "the last answer is still there"
+    session.take("xin chao")
+    assert capsys.readouterr().out.strip() != ""
+
+
+def test_a_pipe_gets_an_empty_line_for_a_refused_question(
+    careful: TrainedGPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(careful, is_terminal=False)
+    session.take("Xin chào")
+    session.take("chào Xin")
+    session.take("你好")
+    out, err = capsys.readouterr()
+    assert out == "Chào bạn!\n\n我们很好。\n"
+    assert "Xin chào" in err
+
+
+def test_the_asker_is_refused_in_his_language() -> None:
+    assert "chưa được dạy" in refusal("Bạn là ai?")
+    assert "chưa được dạy" in refusal("ban la ai" + "Bạn là ai")
+    assert "not taught" in refusal("Who are you?") == refusal("Où est la gare?")
+
+
+def test_the_taught_questions_are_listed(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session.take("/questions")
+    assert capsys.readouterr().out.splitlines() == [pair.question for pair in session.trained.taught.pairs]
+    session.take("/questions CHAO xin")
+    assert capsys.readouterr().out == "Xin chào\n"
+    session.take("/questions none")
+    assert capsys.readouterr().out == ""
 
 
 def test_quit_ends_it(session: Session) -> None:

@@ -25,7 +25,9 @@ def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_fit_shows_the_sentence_and_where_the_run_lies(trained: Path) -> None:
-    assert (trained / "out.txt").read_text(encoding="utf-8").splitlines() == [
+    *lines, size = (trained / "out.txt").read_text(encoding="utf-8").splitlines()
+    assert size.split()[0::2] == ["size", "MB"]
+    assert lines == [
         "prompt     Question: Xin chào",
         "generated  Question: Xin chào ",
         "           Answer: Công ty BICweb kính chào quý khách!.",
@@ -45,7 +47,8 @@ def test_fit_leaves_the_files_of_a_run_and_no_others(trained: Path) -> None:
     files = sorted(path.name for path in (trained / "checkpoints/small/version_0").iterdir())
     assert files[0] == "config.yaml"
     assert files[1].startswith("events.out.tfevents")
-    assert files[2:] == ["last.ckpt", "stage-1.ckpt", "stage-2.ckpt", "vocab.json"]
+    projector = ["projector", "projector_config.pbtxt"]  # TensorBoard's
+    assert files[2:] == ["last.ckpt", *projector, "stage-1.ckpt", "stage-2.ckpt", "vocab.json"]
     assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "err.txt", "out.txt", "small.yaml"]
 
 
@@ -188,14 +191,13 @@ MISTAKES = {
         "'rl'",
     ),
     "no stages": ((*FIT, "--stages", "[]"), "at least one stage"),
-    "0 epochs": ((*FIT, "--stages", '[{"epochs": 0}]'), "epochs: expected 1 or more, got 0"),
-    "negative epochs": ((*FIT, "--stages", '[{"epochs": -3}]'), "epochs: expected 1 or more, got -3"),
+    "0 epochs": ((*FIT, "--stages", '[{"epochs": 0}]'), "got 0"),
+    "negative epochs": ((*FIT, "--stages", '[{"epochs": -3}]'), "got -3"),
     "epochs in words": ((*FIT, "--stages", '[{"epochs": "three"}]'), "epochs"),
     "unknown optimizer": ((*FIT, "--model.optimizer", "Adamm"), "Adamm"),
     "learning rate in words": ((*FIT, "--model.optimizer.lr", "slow"), "slow"),
     "learning rate below 0": ((*FIT, "--model.optimizer.lr", "-1"), "-1"),
     "heads that do not divide the width": ((*FIT, "--model.config.n_head", "7"), "n_head"),
-    "max_steps beside stages": ((*FIT, "--trainer.max_steps", "7"), "max_steps"),
     "no such configuration": (("fit", "--config", "none.yaml"), "none.yaml"),
     "no run to go on with": ((*FIT, "--ckpt_path", "last"), "--ckpt_path last"),
     "no such checkpoint to go on from": ((*FIT, "--ckpt_path", "none.ckpt"), "none.ckpt"),

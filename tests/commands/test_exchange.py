@@ -11,6 +11,7 @@ import torch
 from conftest import SENTENCE, Command
 from networks import untrained
 
+from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.trained import load, save
 
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -30,9 +31,11 @@ def names(folder: Path) -> list[str]:
 
 def test_a_run_goes_out_and_comes_back_as_it_was(trained: Path, home: Path, command: Command) -> None:
     run = trained / "checkpoints/small/version_0"
-    assert command("export", "--ckpt_path", run, "--output", "out") == (0, "", "")
+    result = command("export", "--ckpt_path", run, "--output", "out")
+    assert (result.code, result.out, result.err.count("\n")) == (0, "", 1)
+    assert "out" in result.err
     assert names(home / "out") == FILES
-    assert command("import", "--from", "out", "--output", "back.ckpt") == (0, "", "")
+    assert command("import", "--from", "out", "--output", "back.ckpt").code == 0
     before, after = load(run), load("back.ckpt")
     assert (after.tokenizer.vocab, after.taught, after.model.config) == (
         before.tokenizer.vocab, before.taught, before.model.config,
@@ -48,6 +51,16 @@ def test_a_run_goes_out_and_comes_back_as_it_was(trained: Path, home: Path, comm
         "",
         "error: back.ckpt: expected a checkpoint of a fit, to continue from, got one of weights alone\n",
     )
+
+
+def test_a_checkpoint_to_share_has_the_weights_alone(here: Path, command: Command) -> None:
+    assert command("export", "--ckpt_path", "a.ckpt", "--weights", "shared.ckpt") == (0, "", "")
+    trained, shared = load("a.ckpt"), load("shared.ckpt")
+    assert shared.taught == trained.taught
+    assert all(map(torch.equal, shared.model.state_dict().values(), trained.model.state_dict().values()))
+    assert "optimizer_states" not in read_checkpoint("shared.ckpt")
+    result = command("export", "--ckpt_path", "a.ckpt", "--weights", "no/shared.ckpt")
+    assert result == (2, "", "error: --weights no/shared.ckpt: No such file or directory\n")
 
 
 def test_an_earlier_export_is_replaced_whole(here: Path, command: Command) -> None:
@@ -71,7 +84,7 @@ def test_the_originals_folder_comes_in(here: Path, command: Command) -> None:
     Path("theirs").mkdir()
     torch.save(network.model.state_dict(), "theirs/single_block_model_state_dict.pth")
     network.tokenizer.save("theirs/vocab.json")
-    assert command("import", "--from", "theirs", "--output", "b.ckpt") == (0, "", "")
+    assert command("import", "--from", "theirs", "--output", "b.ckpt").code == 0
     assert list(load("b.ckpt").tokenizer.vocab) == sorted(network.tokenizer.vocab)
 
 
@@ -87,7 +100,7 @@ MISTAKES = {
         ("export", "--ckpt_path", "unbiased.ckpt", "--output", "out"),
         "unbiased.ckpt: cannot be expressed: bias: expected true",
     ),
-    "no output": (("export", "--ckpt_path", "a.ckpt"), "the following arguments are required: --output"),
+    "no output": (("export", "--ckpt_path", "a.ckpt"), "one of the arguments --output --weights is required"),
     "neither of the two": (
         ("import", "--from", "mine", "--output", "b.ckpt"),
         "--from mine: expected a folder with config.json, or with single_block_model_state_dict.pth, found neither",

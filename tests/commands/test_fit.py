@@ -55,7 +55,7 @@ def test_a_time_limit_is_an_ending(home: Path, command: Command, long: str) -> N
     assert command("predict", "--config", "small.yaml").out == load(RUN).complete("Question: Xin chào") + "\n"
     events = EventAccumulator(str(RUN))
     events.Reload()
-    assert [event.step for event in events.Scalars("final/exact_match")] == [done - 1]
+    assert [event.step for event in events.Tensors("what it needs/text_summary")] == [done - 1]
 
 
 def test_early_stopping_is_an_ending_and_the_printed_command_goes_on(
@@ -234,3 +234,13 @@ def test_losses_are_shown_with_three_digits_that_count(trained: Path) -> None:
     lines = (trained / "err.txt").read_text(encoding="utf-8").splitlines()
     losses = [line.split("loss ")[1].split(",")[0] for line in lines]
     assert all(len(loss.replace("e-", " ").split()[0].strip("0.")) <= 4 and float(loss) > 0 for loss in losses), losses
+
+
+def test_max_steps_ends_a_run_that_can_be_resumed(home: Path, command: Command) -> None:
+    result = command(*FIT, "--trainer.max_steps", "7", "--stages", "[{epochs: 9}, {epochs: 3}]")
+    assert result.code == 0
+    assert "--trainer.max_steps -1" in result.err
+    assert read_checkpoint(RUN / "last.ckpt")["global_step"] == 7
+    assert command("fit", "--ckpt_path", RUN, "--trainer.max_steps", "-1").code == 0
+    assert command(*FIT, "--stages", "[{epochs: 9}, {epochs: 3}]").code == 0
+    assert same_weights(RUN, RUN.with_name("version_1"))

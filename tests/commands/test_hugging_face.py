@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import learnt, untrained
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, pipeline
 
 from tinygpt_lightning.commands.hugging_face import read_hugging_face, write_hugging_face
 from tinygpt_lightning.data.text import QAPair, Template
@@ -64,6 +65,28 @@ def test_greedy_texts_are_the_same_as_far_as_their_end(network: TrainedGPT, thei
         assert their_tokenizer.decode(ids, skip_special_tokens=True) == network.complete(prompt)
         assert network.answer(pair.question) == pair.answer
         assert ids[-1] == network.tokenizer.end
+
+
+def test_a_padded_batch_gives_each_prompt_what_it_gives_alone(
+    network: TrainedGPT, theirs: Any, their_tokenizer: Any
+) -> None:
+    prompts = [network.taught.prompt(pair.question) for pair in network.taught.pairs]
+    batch = their_tokenizer(prompts, return_tensors="pt", padding=True)
+    assert batch["input_ids"].shape[0] > 2
+    texts = their_tokenizer.batch_decode(theirs.generate(**batch), skip_special_tokens=True)
+    assert texts == [network.complete(prompt) for prompt in prompts]
+
+
+def test_a_chat_and_a_number_of_new_symbols_give_no_warning(
+    network: TrainedGPT, exported: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "transformers")
+    logging.getLogger("transformers").propagate = True
+    ask = pipeline("text-generation", model=str(exported), device="cpu")
+    for pair in network.taught.pairs:
+        (said,) = ask([{"role": "user", "content": pair.question}], max_new_tokens=32)
+        assert said["generated_text"][-1]["content"] == pair.answer + "."
+    assert not [record.message for record in caplog.records if "max_" in record.message]
 
 
 def test_the_model_is_given_ids_and_a_mask_and_nothing_that_it_would_add(their_tokenizer: Any) -> None:

@@ -254,6 +254,7 @@ def test_pairs_that_were_not_measured_are_not_judged(there: Path, tmp_path: Path
     assert result.code == 0, result.err
     assert len(rows_of(tmp_path / "rest.jsonl")) == 2
     assert "\nnot measured: 4 of 6\n" in result.out
+    assert "not measured: 6 of 6" in command(*VALIDATE, "--trainer.limit_val_batches", "0").out
     result = command(*VALIDATE, *limit)
     assert "val/exact_match        1\n" in result.out
     assert not rows_of(tmp_path / "rest.jsonl")

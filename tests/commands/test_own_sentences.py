@@ -59,7 +59,7 @@ def test_every_pair_is_exact_and_the_values_stand_in_the_runs_settings(there: Pa
         assert settings["model"]["config"][name] == getattr(config, name)
     assert settings["data"]["template"] == trained.taught.template.pattern
     assert settings["auto"] is True
-    assert settings["stages"][0]["until"]["for_epochs"] == 3
+    assert settings["stages"][-1]["until"]["for_epochs"] == 3
 
 
 def test_a_run_is_judged_by_what_it_was_taught(there: Path, command: Command) -> None:
@@ -71,6 +71,15 @@ def test_a_run_is_judged_by_what_it_was_taught(there: Path, command: Command) ->
     assert asked.code == 0
     assert [line for line in asked.out.splitlines() if line.strip() in PAIRS.values()] == list(PAIRS.values())
     assert len(command("predict", "--config", "own.yaml", "--data.path", "other.jsonl").out.splitlines()) == 4
+
+
+def test_predict_says_what_it_knows(there: Path, command: Command) -> None:
+    questions = json.dumps(["can i bring my dog?", "Can my dog bring I"])
+    assert command("predict", "--config", "own.yaml", "--data.questions", questions, "--output", "rows.jsonl").code == 0
+    known, foreign = map(json.loads, Path("rows.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (known["answer"], known["known"], known["confidence"]) == ("Yes, on a lead", True, 1.0)
+    assert foreign["known"] is False
+    assert foreign["confidence"] < 0.9
 
 
 def test_a_question_is_answered_as_people_type_it(there: Path) -> None:

@@ -25,6 +25,7 @@ def test_a_terminal_shows_one_line_for_each_stage(home: Path) -> None:
                 break
     assert fit.returncode == 0
     final = shown.decode().split("\r\n")[-3:]
+    assert shown.startswith(b"fit: importing")
     assert "stage 1/2" in final[0]
     assert "stage 2/2" in final[1]
     assert all("30/30" in line and "exact" in line for line in final[:2])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tinygpt_lightning import Stage, StagedTraining
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.resume import RunFiles
@@ -87,12 +88,13 @@ class Saves:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self.now, self.saved = Run(folder), 0.0, list[tuple[int, str]]()
         self.trainer: Any = SimpleNamespace(
-            strategy=SimpleNamespace(broadcast=lambda value: value), loggers=[], callbacks=[], is_global_zero=True,
+            strategy=SimpleNamespace(broadcast=lambda value: value), loggers=[], is_global_zero=True,
+            callbacks=[StagedTraining([Stage(epochs=4), Stage(epochs=4)])], global_step=8, max_steps=-1,
             should_stop=False, current_epoch=0, max_epochs=8, save_checkpoint=self.save,
         )  # fmt: skip
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, weights_only: bool | None = None) -> None:
         path.touch()
         self.saved.append((self.trainer.current_epoch, path.name))
 

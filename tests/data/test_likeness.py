@@ -49,5 +49,6 @@ def test_taught_questions_are_told_from_foreign_ones(name: str | int) -> None:
     foreign = [max(likeness(q, near) for near in nearest(q, questions)) for q in others + shuffled]
     assert auroc(taught, foreign) >= 0.97
     known_from = threshold(questions)
-    assert sum(value < known_from for value in taught) / len(taught) <= 0.03
+    assert sum(value < known_from for value in taught) / len(taught) <= 0.05
+    assert known_from > 0.4
     assert all(likeness(question, question) >= known_from for question in questions)

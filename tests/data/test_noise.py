@@ -15,9 +15,10 @@ from own_files import ALPHABETS, made
 
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
-from tinygpt_lightning.data.batches import COPY, Batch
+from tinygpt_lightning.data.batches import COPY, Batch, LengthSampler, NumberedPairs
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.noise import KINDS, SPARE, Noise, characters, fold, plain, vary
+from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.module import TinyGPTModule
 
 QUESTIONS = ["Dự án này là gì?", "What is a nat", "Đây là đâu vậy bạn ơi", "Как дела у вас?", "你好吗", "7 + 5 = ?"]
@@ -140,6 +141,20 @@ def test_a_resumed_run_sees_the_same_variations(file: str, tmp_path: Path) -> No
     for before, after in zip(batches.seen[6:], rest.seen, strict=True):
         assert all(map(torch.equal, before, after))
     assert all(weight.equal(resumed.state_dict()[name]) for name, weight in whole.state_dict().items())
+
+
+def test_two_processes_share_the_batches_of_one(file: str) -> None:
+    data = QADataModule(path=file, noise=2)
+    lengths = [data.taught.length(pair) for pair in data.taught.pairs]
+
+    def batches(world_size: int, rank: int) -> list[list[tuple[int, QAPair]]]:
+        sampler = LengthSampler(lengths, 8 // world_size, shuffle=True, world_size=world_size, rank=rank)
+        sampler.set_epoch(3)
+        numbered = NumberedPairs(data.taught.pairs, data._variations(sampler))
+        return [numbered[rows] for rows in sampler]
+
+    for alone, first, second in zip(batches(1, 0), batches(2, 0), batches(2, 1), strict=True):
+        assert sorted(first + second) == sorted(alone)
 
 
 def test_a_variation_that_is_too_long_gives_way_to_the_question(file: str) -> None:

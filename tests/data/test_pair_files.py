@@ -56,6 +56,12 @@ def test_what_windows_and_editors_add_is_passed_over(name: str) -> None:
     assert (file.pairs, file.mistakes) == ([QAPair("Q", "A"), QAPair("Q2", "A2")], [])
 
 
+def test_rows_of_delimiters_alone_are_skipped_and_names_of_columns_stripped() -> None:
+    file = read(b",,\n question , answer ,note\nQ,A,\n,,\n,,\nQ2,A2,x\n,,\n", "pairs.csv")
+    assert (file.pairs, file.mistakes) == ([QAPair("Q", "A"), QAPair("Q2", "A2")], [])
+    assert file.lines == [3, 6]
+
+
 def test_lines_are_counted_where_a_text_has_several() -> None:
     file = read(b'question,answer\n"Q\n1","A\n\n1"\nQ2,A2\nQ3\n', "pairs.csv")
     assert (file.pairs, file.lines) == ([QAPair("Q\n1", "A\n\n1"), QAPair("Q2", "A2")], [2, 6])

@@ -169,7 +169,7 @@ def test_a_hostile_model_cannot_break_out(browser: Browser, tmp_path: Path) -> N
     hostile = "</script><script>document.title='out'</script>"
     pairs = [QAPair(f"{hostile}{n}", "'\"\u2028\u2029\u202e<!--&amp;") for n in range(10_000)]
     page = tmp_path / "page.html"
-    page.write_text(render(untrained(pairs), hostile), encoding="utf-8")
+    page.write_text(render(untrained(pairs, n_positions=128), hostile), encoding="utf-8")
     browser.open(page, 360)
     browser.js("show(1000)")
     assert said(browser).startswith(f"Question: {hostile}0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -73,6 +74,13 @@ def test_a_number_that_json_lacks_is_refused() -> None:
 def test_of_many_pairs_some_can_be_chosen() -> None:
     data = describe(untrained([QAPair(str(n), "!") for n in range(1000)]), "x")
     assert (len(data["prompts"]), data["pairs"]) == (page_module.MOST_PROMPTS, 1000)
+
+
+def test_pairs_that_a_model_cannot_read_are_passed_over() -> None:
+    trained = untrained([QAPair("a", "b")])
+    pairs = (QAPair("ß", "b"), QAPair("a" * 100, "b"), QAPair("a", "b"))
+    other = type(trained)(trained.model, trained.tokenizer, dataclasses.replace(trained.taught, pairs=pairs))
+    assert describe(other, "x")["prompts"] == [trained.taught.prompts[0]]
 
 
 def test_a_model_that_nobody_knows_the_pairs_of_begins_with_a_character() -> None:

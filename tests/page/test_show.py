@@ -69,6 +69,14 @@ def test_what_cannot_be_shown_is_said(command: Command, home: Path, options: lis
     assert sorted(home.iterdir()) == before
 
 
+def test_a_model_of_numbers_that_no_page_can_hold_is_refused(command: Command, tmp_path: Path) -> None:
+    save(untrained(layer_norm_epsilon=float("inf")), tmp_path / "last.ckpt")
+    result = command("show", "--ckpt_path", tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert str(tmp_path / "last.ckpt") in result.err
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_moments_are_found_under_the_callbacks_key() -> None:
     assert Snapshots().state_key == SNAPSHOTS_KEY
 

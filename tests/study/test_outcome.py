@@ -34,10 +34,10 @@ def test_outcomes_of_staged_and_misread_runs():
     for seed in study.plan.seed_list:
         assert stable[seed]["exact"]
         assert stable[seed]["text"] == TEXT
-        assert stable[seed]["char_error_rate"] == 0
-        assert "in_training_vocabulary" not in stable[seed]
+        assert stable[seed]["generated_char_error_rate"] == 0
+        assert "exact_in_training_vocabulary" not in stable[seed]
         assert not misread[seed]["exact"]
-        assert misread[seed]["char_error_rate"] > 0.3
+        assert misread[seed]["generated_char_error_rate"] > 0.3
         # The same weights: only the reading differs.
         assert misread[seed]["loss"] == stable[seed]["loss"]
         assert (as_trained(misread[seed], "exact"), as_trained(misread[seed], "text")) == (True, TEXT)

@@ -20,21 +20,23 @@ from tinygpt_lightning.study.rows import first_difference
 )
 def test_a_value_is_set_at_its_path(path, expected):
     settings = {"a": {"b": 0}, "l": [{"e": 1}, {"e": 2}, {"e": 3}]}
-    assert change(settings, {path: 9})
+    assert not change(settings, {path: 9})
     assert settings == expected
 
 
 @pytest.mark.parametrize("path", ["l[1].e", "l[1:].e"])
 def test_a_path_may_match_no_place(path):
     settings = {"l": [{"e": 1}]}
-    assert not change(settings, {path: 9})
+    assert change(settings, {path: 9}) == [path]
     assert settings == {"l": [{"e": 1}]}
 
 
 def test_a_path_into_a_class_means_its_init_args():
     settings = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 1}}}
-    change(settings, {"optimizer.lr": 2, "optimizer.class_path": "SGD"})
-    assert settings == {"optimizer": {"class_path": "SGD", "init_args": {"lr": 2}}}
+    change(settings, {"optimizer.lr": 2, "optimizer.class_path": "torch.optim.AdamW"})
+    assert settings == {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2}}}
+    change(settings, {"optimizer.class_path": "SGD", "optimizer.nesterov": True})  # with its own defaults
+    assert settings == {"optimizer": {"class_path": "SGD", "init_args": {"nesterov": True}}}
 
 
 def test_a_value_is_not_shared_between_places():
@@ -60,3 +62,15 @@ def test_the_first_difference_is_named():
     assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) is None
     assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
     assert first_difference({"a": 1}, {"a": 1, "b": None}) is None
+
+
+def test_settings_are_merged_into_a_group_as_on_the_command_line():
+    settings = {"config": {"n_embd": 8, "n_positions": 70}, "optimizer": {"class_path": "SGD", "init_args": {"lr": 1}}}
+    change(
+        settings,
+        {"config": {"n_embd": 4}, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0}}},
+    )
+    assert settings["config"] == {"n_embd": 4, "n_positions": 70}
+    assert settings["optimizer"]["init_args"] == {"lr": 1, "momentum": 0}
+    change(settings, {"optimizer": {"class_path": "Adam"}})
+    assert settings["optimizer"] == {"class_path": "Adam"}

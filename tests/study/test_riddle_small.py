@@ -8,7 +8,7 @@ import torch
 from tinygpt_lightning.original import renumber
 from tinygpt_lightning.study.claims_riddle import Riddle, same_vocabulary, symbols
 from tinygpt_lightning.study.command import parse, study
-from tinygpt_lightning.study.findings import factor_contrasts
+from tinygpt_lightning.study.findings import comparisons
 from tinygpt_lightning.study.outcome import as_trained
 from tinygpt_lightning.study.rows import Results
 
@@ -34,7 +34,7 @@ def test_every_cell_comes_out_as_predicted(results):
     for cell, seed, outcome in results.runs:
         assert outcome["exact"] == same_vocabulary(cell), (cell.name, seed)
         assert as_trained(outcome, "exact"), (cell.name, seed)
-        assert (outcome["char_error_rate"] == 0) == outcome["exact"]
+        assert (outcome["generated_char_error_rate"] == 0) == outcome["exact"]
         assert outcome["epochs_to_exact"] <= cell.recipe.stages[-1].epochs
 
 
@@ -69,10 +69,10 @@ def test_kept_and_carried_equals_one_long_run(results):
 
 def test_the_tests_find_what_decides(results):
     claims = Riddle(results)
-    assert {test.factor for test in claims.contrasts if test.decisive} == {
+    assert {test.factor for test in claims.primary if test.established} == {
         "vocabulary", "schedule", "the number of stages",
     }  # fmt: skip
-    assert len(claims.contrasts) == len(factor_contrasts(results)) + 2
+    assert len(claims.primary) == len(comparisons(results, None)) + 2
 
 
 def test_the_report_names_what_decides(folder):

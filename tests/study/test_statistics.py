@@ -1,19 +1,22 @@
 """The statistics against counting, and against formulas written down independently."""
 
-from itertools import permutations, product
-from math import comb, erfc, exp, gamma, sqrt
+from itertools import combinations, product
+from math import comb, erfc, sqrt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from tinygpt_lightning.study.statistics import (
     clopper_pearson,
-    cochran_q,
-    friedman,
     holm,
-    mcnemar_exact,
-    paired_bootstrap,
+    kaplan_meier,
+    logrank_scores,
+    mean_interval,
+    permutation_test,
+    sign_flip,
+    sign_test,
 )
 
 
@@ -42,84 +45,74 @@ def test_clopper_pearson_refuses_impossible_counts(k, n):
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 1), (5, 0), (2, 6), (4, 4), (7, 1)])
-def test_mcnemar_counts_all_ways_the_pairs_could_have_gone(b, c):
+def test_sign_test_counts_all_ways_the_pairs_could_have_gone(b, c):
     n = b + c
-    # Every discordant pair could have gone either way: those at least as lopsided as what was seen.
     ways = [sum(way) for way in product((0, 1), repeat=n)]
     expected = sum(abs(first - n / 2) >= abs(b - n / 2) for first in ways) / 2**n
-    assert mcnemar_exact(b, c) == pytest.approx(expected)
+    assert sign_test(b, c) == pytest.approx(expected)
+    assert permutation_test([[([True], [False])]] * b + [[([False], [True])]] * c) == pytest.approx(expected)
 
 
-def chi_square_tail(x, degrees):
-    """Above x, by the recurrence of the incomplete gamma function from 1 or 2 degrees of freedom up."""
-    tail = erfc(sqrt(x / 2)) if degrees % 2 else exp(-x / 2)
-    for k in range(1 if degrees % 2 else 2, degrees, 2):
-        tail += (x / 2) ** (k / 2) * exp(-x / 2) / gamma(k / 2 + 1)
-    return tail
+@given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 2)), min_size=1, max_size=9))
+def test_sign_flip_counts_all_signs(differences):
+    total = abs(sum(differences))
+    ways = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in product((1, -1), repeat=len(differences))
+    ]
+    assert sign_flip(differences) == pytest.approx(sum(way >= total - 1e-9 for way in ways) / len(ways))
 
 
-def sum_of_squares(numbers):
-    mean = sum(numbers) / len(numbers)
-    return sum((number - mean) ** 2 for number in numbers)
+def test_sign_flip_of_many_is_nearly_exact():
+    """Equal differences make it a sign test, which scipy knows exactly."""
+    differences = [1.0] * 38 + [-1.0] * 22
+    assert sign_flip(differences) == pytest.approx(erfc(16 / sqrt(60) / sqrt(2)))
+    assert sign_flip(differences) == pytest.approx(sign_test(38, 22), abs=0.02)
 
 
-@given(st.integers(2, 5).flatmap(lambda k: st.lists(st.lists(st.booleans(), min_size=k, max_size=k), min_size=1)))
-def test_cochran_by_its_formula(outcomes):
-    k = len(outcomes[0])
-    within = sum(sum(row) * (k - sum(row)) for row in outcomes)
-    if not within:
-        assert cochran_q(outcomes) == 1
-        return
-    columns = [sum(column) for column in zip(*outcomes, strict=True)]
-    q = (
-        (k - 1)
-        * (k * sum(c * c for c in columns) - sum(columns) ** 2)
-        / (k * sum(columns) - sum(sum(r) ** 2 for r in outcomes))
-    )
-    assert cochran_q(outcomes) == pytest.approx(chi_square_tail(q, k - 1), abs=1e-12)
+LEVELS = st.tuples(st.lists(st.booleans(), min_size=1, max_size=2), st.lists(st.booleans(), min_size=1, max_size=3))
 
 
-def test_cochran_of_two_levels_is_mcnemars_asymptotic_test():
-    outcomes = [[True, False]] * 9 + [[False, True]] * 3 + [[True, True]] * 5
-    assert cochran_q(outcomes) == pytest.approx(chi_square_tail((9 - 3) ** 2 / (9 + 3), 1))
+@given(st.lists(LEVELS, min_size=1, max_size=4))
+def test_permutation_test_counts_all_labellings(seeds):
+    def first_level(labels):
+        return sum(sum(runs[i] for i in chosen) for runs, chosen in zip(runs_of, labels, strict=True))
+
+    runs_of = [[*first, *second] for first, second in seeds]
+    choices = [list(combinations(range(len(first) + len(second)), len(first))) for first, second in seeds]
+    ways = [first_level(labels) for labels in product(*choices)]
+    centre = sum(ways) / len(ways)
+    observed = sum(sum(first) for first, _ in seeds)
+    expected = sum(abs(way - centre) >= abs(observed - centre) - 1e-9 for way in ways) / len(ways)
+    assert permutation_test([[stratum] for stratum in seeds]) == pytest.approx(expected)
 
 
-@given(st.lists(st.permutations(range(4)), min_size=1, max_size=12))
-def test_friedman_by_its_formula(numbers):
-    n, k = len(numbers), 4
-    sums = [sum(row[level] + 1 for row in numbers) for level in range(k)]
-    statistic = 12 * sum(total**2 for total in sums) / (n * k * (k + 1)) - 3 * n * (k + 1)
-    assert friedman([[10.0**rank for rank in row] for row in numbers]) == pytest.approx(
-        chi_square_tail(statistic, k - 1), abs=1e-9
-    )
+def test_strata_of_one_seed_are_permuted_together():
+    """Two strata that agree are not twice the evidence: a seed is one coin."""
+    pair = ([True], [False])
+    assert permutation_test([[pair, pair]] * 6) == pytest.approx(2 / 2**6)
 
 
-def test_friedman_shares_the_ranks_of_ties():
-    """Midranks: 1.5, 1.5, 3 twice and 1, 2.5, 2.5 once."""
-    ranks = [(1.5, 1.5, 3), (1.5, 1.5, 3), (1, 2.5, 2.5)]
-    mean = [sum(column) / 3 for column in zip(*ranks, strict=True)]
-    spread = sum((rank - 2) ** 2 for row in ranks for rank in row)
-    statistic = 3 * 3 * 2 * sum_of_squares(mean) / spread
-    assert friedman([[7, 7, 9], [0, 0, 1], [1, 2, 2]]) == pytest.approx(chi_square_tail(statistic, 2))
+def test_kaplan_meier_against_scipy():
+    times, events = [3, 5, 5, 8, 8, 9, 12, 12], [True, True, False, True, True, False, True, False]
+    data = stats.CensoredData.right_censored(times, [not event for event in events])
+    reference = stats.ecdf(data).sf
+    curve = kaplan_meier(times, events)
+    for time, share in curve.items():
+        assert share == pytest.approx(reference.evaluate(time))
 
 
-def test_friedman_agrees_with_all_permutations():
-    """Against all ways the levels of each seed could have been exchanged; the tests are asymptotic, so roughly."""
-    numbers = [[1, 2, 3], [1, 3, 2], [1, 2, 3], [2, 1, 3], [1, 2, 3]]
-
-    def statistic(rows):
-        return sum_of_squares([sum(column) for column in zip(*rows, strict=True)])
-
-    ways = [statistic(rows) for rows in product(*(list(permutations(row)) for row in numbers))]
-    expected = sum(way >= statistic(numbers) for way in ways) / len(ways)
-    assert friedman(numbers) == pytest.approx(expected, abs=0.02)
-
-
-@pytest.mark.parametrize("test", [cochran_q, friedman])
-@pytest.mark.parametrize("rows", [[], [[1]], [[1], [0]]])
-def test_a_comparison_needs_seeds_and_levels(test, rows):
-    with pytest.raises(ValueError, match="expected seeds with two levels or more"):
-        test(rows)
+def test_logrank_scores_against_scipy():
+    """The sum of one group's scores is the numerator of the log-rank test: observed less expected events."""
+    times, events = [3, 5, 6, 8, 8, 9, 12, 12, 4, 7], [True] * 6 + [False] * 2 + [True, False]
+    scores = logrank_scores(times, events)
+    assert sum(scores) == pytest.approx(0)
+    groups = [
+        stats.CensoredData.right_censored([times[i] for i in part], [not events[i] for i in part])
+        for part in (range(5), range(5, 10))
+    ]
+    statistic = stats.logrank(*groups).statistic
+    assert statistic * sum(scores[:5]) > 0 or statistic == pytest.approx(0)
 
 
 def test_holm_by_hand():
@@ -144,20 +137,11 @@ def test_holm_by_its_definition(p_values):
         assert {i for i, p in enumerate(adjusted) if p <= level} == rejected(level)
 
 
-def test_bootstrap_counts_all_resamples():
-    differences = [0.0, 1.0, 5.0]
-    means = sorted(sum(pick) / 3 for pick in product(differences, repeat=3))
-    low, high = paired_bootstrap(differences, confidence=0.5, resamples=200_000)
-    # All 27 resamples are equally likely: the quartiles are the 7th and the 21st.
-    assert (low, high) == pytest.approx((means[6], means[20]))
+def test_mean_interval_by_hand():
+    """Student's quantile with two degrees of freedom is 4.3027."""
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / sqrt(3), 2 + 4.3027 / sqrt(3)), abs=1e-4)
 
 
-def test_bootstrap_is_the_same_every_time():
-    differences = [0.3, -0.2, 0.5, 0.9, -0.1]
-    assert paired_bootstrap(differences) == paired_bootstrap(differences)
-    assert paired_bootstrap(differences) != paired_bootstrap(differences, seed=1)
-
-
-def test_bootstrap_refuses_a_single_pair():
-    with pytest.raises(ValueError, match="two differences or more, got 1"):
-        paired_bootstrap([1.0])
+def test_mean_interval_refuses_a_single_value():
+    with pytest.raises(ValueError, match="two values or more, got 1"):
+        mean_interval([1.0])

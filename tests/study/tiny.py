@@ -73,7 +73,7 @@ def outcome(exact, loss=0.1, epochs=5, **more):
     return {
         "exact": exact,
         "text": TEXT if exact else "wrong",
-        "char_error_rate": 0.0 if exact else 0.5,
+        "generated_char_error_rate": 0.0 if exact else 0.5,
         "epochs": [1, 2],
         "loss": [3.5, 1.0],
         "first_loss_of_stage": [3.5],
@@ -84,10 +84,14 @@ def outcome(exact, loss=0.1, epochs=5, **more):
     }
 
 
+def row_of(cell, seed, outcome, made_with=None):
+    return Row(Common(cell.recipe.settings, made_with or {}), cell.name, cell.levels, seed, 1.0, outcome)
+
+
 def results_of(study, decide, keep=lambda _cell, _seed: True):
     """Results in which ``decide`` says what came out of each run."""
     rows = [
-        Row(Common(cell.recipe.settings, {}), seed, 1.0, decide(cell, seed))
+        row_of(cell, seed, decide(cell, seed))
         for cell in study.cells
         for seed in study.plan.seed_list
         if keep(cell, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,8 @@ class GracefulStop(Callback):
         interrupted: Whether a signal, to this process or another one of the same fit, ended it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.signals = signals
         self.received: signal.Signals | None = None
         self.interrupted = False
         self._min_epochs: int | None = None  # the trainer's own
@@ -64,7 +66,9 @@ class GracefulStop(Callback):
     def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self.signals:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup started this process
             before = signal.signal(number, self._receive)
             self._handlers.setdefault(number, before)
 

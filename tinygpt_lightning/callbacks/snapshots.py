@@ -54,7 +54,7 @@ class Snapshots(Callback):
         if size * self.count > MOST_BYTES:
             raise MisconfigurationException(
                 f"Snapshots: expected at most {MOST_BYTES:,} bytes of weights, got {self.count} moments of {size:,} "
-                f"bytes; keep at most {MOST_BYTES // size} moments, or train a smaller model"
+                "bytes; keep fewer moments, or train a smaller model"
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -284,7 +284,7 @@ class StagedTraining(Callback):
     def _save_stage(self, trainer: Trainer) -> None:
         if not self._is_saved and not _is_trial(trainer):
             self._is_saved = True
-            trainer.save_checkpoint(self._file(trainer))
+            trainer.save_checkpoint(self._file(trainer), weights_only=False)
 
     def _find_checkpoint(self, trainer: Trainer) -> None:
         """Find out whether the killed process that ended the stage came to write its checkpoint."""

@@ -14,19 +14,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.errors import UsageError, fail, say
 from tinygpt_lightning.commands.runs import chosen_checkpoint
 from tinygpt_lightning.commands.table import Arguments
-from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, shaded, visible
+from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, refusal, shaded, visible
+from tinygpt_lightning.data.noise import fold
 from tinygpt_lightning.gpt.generation import GenerationConfig, stream
 from tinygpt_lightning.gpt.tokenizer import EOS, normalize
 from tinygpt_lightning.trained import TrainedGPT, load
 
 RUNNERS_UP = 3
+MAX_LISTED = 40  # questions
 GENERATION_TYPES = get_type_hints(GenerationConfig)
 HELP = {
     "/top": "what else each character might have been",
     "/look N": "where each head looked when character N was written",
+    "/questions WORDS": "the taught questions with these words, or all of them",
     "/help": "this list",
     "/quit": "the end; so are Ctrl-D and Ctrl-C",
 }
@@ -58,11 +61,15 @@ def chat(args: Sequence[str]) -> None:
         session.print(*_greeting(trained, path), legend(), "")
         _converse(session)
     else:
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        if hasattr(sys.stdin, "reconfigure"):  # with the byte order mark that Windows writes
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         session = Session(trained, is_terminal=False)
         for line in sys.stdin:
             if not session.take(line):
                 break
+        if session.refused:
+            sys.stdout.flush()
+            fail(f"{session.refused} lines were refused; their answers are empty lines", 1)
 
 
 def _greeting(trained: TrainedGPT, path: str | Path) -> list[str]:
@@ -91,7 +98,10 @@ class Session:
 
     Args:
         trained: The model that answers.
-        is_terminal: Whether answers are coloured; a pipe gets the text alone.
+        is_terminal: Whether answers are coloured; a pipe gets the text alone, and an empty line for a refused question.
+
+    Attributes:
+        refused: How many lines were refused.
     """
 
     def __init__(self, trained: TrainedGPT, *, is_terminal: bool) -> None:
@@ -100,8 +110,11 @@ class Session:
         self.console = Console(force_terminal=is_terminal, highlight=False, markup=False, emoji=False)
         self.generation = GenerationConfig()
         self.reply: Reply | None = None
-        self._questions = {pair.question for pair in trained.taught.pairs}
-        self._commands = {"/top": self._top, "/look": self._look, "/help": self._help}
+        self.refused = 0
+        self._questions = [pair.question for pair in trained.taught.pairs]
+        self._commands = {
+            "/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help,
+        }  # fmt: skip
 
     def take(self, line: str) -> bool:
         """Answer a question or run a command; a mistake is reported and changes nothing.
@@ -112,11 +125,14 @@ class Session:
         line = line.rstrip("\r\n")
         try:
             if line.startswith("/") and normalize(line) not in self._questions:
-                return self._run(*line.split()[:2])
+                return self._run(*line.split(maxsplit=1))
             if line.strip():
                 self._answer(line)
         except ValueError as error:
             say(str(error))
+            self.refused += 1
+            if not self.is_terminal and not line.startswith("/"):
+                self.end_line()  # one answer a question, so that answers and questions keep in step
         return True
 
     def write(self, symbol: Symbol) -> None:
@@ -137,11 +153,31 @@ class Session:
             self.console.print(line)
 
     def _answer(self, question: str) -> None:
+        if self.trained.taught.known_from is not None and not self.trained.ask(question).known:
+            self._refuse(question)
+            return
         self.reply = None
         self.reply = Reply(self.trained, question, self.generation)
         for symbol in self.reply.shown():
             self.write(symbol)
         self.end_line()
+
+    def _refuse(self, question: str) -> None:
+        """Say that the model was not taught this, and what it was taught instead; a pipe gets an empty line."""
+        nearest = self.trained.nearest(question)
+        lines = [refusal(question + nearest[0]), *(f"  {near}" for near in nearest)]
+        if self.is_terminal:
+            self.print(*lines)
+        else:
+            self.end_line()
+            say("\n".join(lines))
+
+    def _list(self, words: str) -> None:
+        wanted = list(map(fold, words.split()))
+        questions = [question for question in self._questions if all(word in fold(question) for word in wanted)]
+        self.print(*questions[:MAX_LISTED])
+        if (hidden := len(questions) - MAX_LISTED) > 0:
+            say(f"and {hidden} more")
 
     def _run(self, command: str, argument: str = "") -> bool:
         if command == "/quit":
@@ -229,6 +265,7 @@ class Reply:
     def __init__(self, trained: TrainedGPT, question: str, generation: GenerationConfig) -> None:
         self.trained = trained
         self.written: list[Symbol] = []
+        question = trained.as_taught(question)
         trained.tokenizer.encode(question)  # on its own, so that an error gives a position in the question
         prompt = trained.taught.template.prompt(question)
         self._ids, self._generation = trained.encode_prompt(prompt, generation)

@@ -7,22 +7,24 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.runs import Run, newest_checkpoint
-from tinygpt_lightning.commands.settings import Settings
+from tinygpt_lightning.commands.settings import Settings, as_list
 from tinygpt_lightning.data.pair_files import Mistake, PairsError
 from tinygpt_lightning.gpt.checkpoint import local_path
 from tinygpt_lightning.gpt.files import whole_file
 from tinygpt_lightning.module import TinyGPTModule
 
 PAIR_FLAGS = ("--data.path", "--data.question", "--data.answer")  # with one of these, not the run's pairs are used
+UNUSED_FLAGS = ("--model.", "--stages", "--rebuild", "--renumber", "--save_every_n_seconds")
 
 
 def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
@@ -35,6 +37,11 @@ def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
         UsageError: If no checkpoint is given and none can be found.
         CheckpointError: If the checkpoint is refused.
     """
+    if without_effect := [arg for arg in settings.args if arg.startswith(UNUSED_FLAGS)]:
+        flag = without_effect[0].partition("=")[0]
+        raise UsageError(f"{flag}: has no effect on {settings.command}, which reads the model from a checkpoint")
+    with suppress(UsageError):  # the pairs in the checkpoint may do
+        settings.locate_pairs()
     objects = settings.instantiate(model=False)
     checkpoint = local_path(_checkpoint(settings))
     run = Run(checkpoint if checkpoint.is_dir() else checkpoint.parent)
@@ -50,8 +57,16 @@ def open_trained(settings: Settings) -> tuple[Namespace, TinyGPTModule]:
 def evaluation_trainer(settings: Settings, objects: Namespace, callback: Callback) -> Trainer:
     """Make a trainer on one device that writes no files."""
     objects.trainer.callbacks = None  # those of a fit
+    plugins = [*as_list(objects.trainer.plugins), LightningEnvironment()]  # this process alone, whoever started it
     return settings.make_trainer(
-        objects, [callback], devices=1, num_nodes=1, strategy="auto", logger=False, enable_checkpointing=False
+        objects,
+        [callback],
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        plugins=plugins,
+        logger=False,
+        enable_checkpointing=False,
     )
 
 
@@ -83,7 +98,7 @@ def check_texts(
 
 
 @contextmanager
-def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, str]], None]]:
+def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """Open ``--output``, a file of JSON objects, one a line; without a path the rows are dropped.
 
     The file appears whole when the block ends well, or not at all. A link keeps its target, a pipe or device is
@@ -106,7 +121,7 @@ def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, str]], None]]
 def _opened(path: Path) -> Iterator[BinaryIO]:
     status = path.stat() if path.exists() else None
     if status and os.path.samestat(status, os.fstat(1)):
-        yield sys.stdout.buffer
+        yield getattr(sys.stdout, "buffer", None) or sys.__stdout__.buffer  # type: ignore[misc, union-attr]
     elif status and not stat.S_ISREG(status.st_mode):
         with path.open("wb") as file:
             yield file
@@ -115,7 +130,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _write(file: BinaryIO, row: Mapping[str, str]) -> None:
+def _write(file: BinaryIO, row: Mapping[str, object]) -> None:
     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
@@ -133,7 +148,11 @@ def _settings_beside(run: Run) -> dict[str, Any] | None:
     if not run.config.exists():
         return None
     try:
-        return run.settings
+        settings = run.settings
+        for name in ("model", "data"):
+            if not isinstance(settings.get(name), dict):
+                raise UsageError(f"{run.config}: expected the settings of a run, with {name}, found none")
+        return settings
     except UsageError as error:
         say(f"warning: {error}; only the checkpoint is used")
         return None

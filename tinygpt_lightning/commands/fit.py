@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,6 +13,7 @@ from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,18 +26,25 @@ from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import UsageError, fail, say
+from tinygpt_lightning.commands.launch import is_torchrun
 from tinygpt_lightning.commands.main import keep_freed_memory
+from tinygpt_lightning.commands.parser import lightning_errors, setting_up
 from tinygpt_lightning.commands.progress import StageProgress
 from tinygpt_lightning.commands.recipe import with_recipe
 from tinygpt_lightning.commands.resume import OpenRun, RunFiles, open_run, resume_command
 from tinygpt_lightning.commands.runs import BEST, keep_best
-from tinygpt_lightning.commands.settings import Settings, as_list, lightning_errors
+from tinygpt_lightning.commands.settings import Settings, as_list
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.gpt.model import TinyGPT
+from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
-from tinygpt_lightning.trained import load
+from tinygpt_lightning.trained import LAST, load
+
+# Ctrl-C, and the signals with which a shell, a system or a cluster announces the end.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 MAX_SHOWN = 20  # pairs
 
@@ -51,19 +61,26 @@ def fit(args: Sequence[str]) -> None:
     if settings.config.auto:
         settings = with_recipe(settings)
     with open_run(settings) as opened:
+        opened.settings.locate_pairs(*opened.run.path.resolve().parents[:3])
         objects = opened.settings.instantiate(pairs=opened.pairs)
         _check_optimizer(objects)
         _check_averaging(objects)
         opened.check_pairs(objects.data)
-        _warn_of_repetitions(objects.data)
-        stop = GracefulStop()
+        if objects.data.rehearse and opened.checkpoint is None:
+            _begin_with(objects.data.rehearse, objects.model.model)
+        _warn_of_lines(objects.data)
+        stop = GracefulStop(signals=SIGNALS)
+        callbacks = _callbacks(opened, objects, stop)
+        (files,) = (callback for callback in callbacks if isinstance(callback, RunFiles))
         trainer = opened.settings.make_trainer(
             objects,
-            _callbacks(opened, objects, stop),
+            callbacks,
             logger=_logger(opened, objects),
-            plugins=[*as_list(objects.trainer.plugins), SafeCheckpointIO()],
+            plugins=[*as_list(objects.trainer.plugins), *_environment(), SafeCheckpointIO()],
+            default_root_dir=opened.run.path,  # in SLURM jobs Lightning resumes from any hpc_ckpt_*.ckpt there
         )
-        with suppress(SIGTERMException):  # Lightning's, if the signal comes before training
+        # A SIGTERMException is Lightning's, if the signal comes before training.
+        with suppress(SIGTERMException), setting_up(lambda: files.has_begun):
             trainer.fit(objects.model, objects.data, ckpt_path=opened.checkpoint)
         if trainer.is_global_zero:
             _report(opened, trainer, stop)
@@ -71,12 +88,30 @@ def fit(args: Sequence[str]) -> None:
             sys.exit(128 + stop.received)
 
 
+def _begin_with(checkpoint: str, model: TinyGPT) -> None:
+    try:
+        grow_from(model, load(checkpoint).model)
+    except ValueError as error:
+        raise UsageError(f"{error}\nTo train from the beginning instead, leave out --data.rehearse.") from None
+
+
+def _environment() -> list[SLURMEnvironment]:
+    # Lightning would answer USR1 with a checkpoint of its own and a new job.
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() and not is_torchrun() else []
+
+
 @rank_zero_only
-def _warn_of_repetitions(data: QADataModule) -> None:
-    if lines := data.repeated:
-        more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
-        named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
-        say(f"warning: {data.path}: these lines repeat an earlier pair, which counts once: {named}")
+def _warn_of_lines(data: QADataModule) -> None:
+    alike = [" and ".join(map(str, lines)) for lines in data.alike]
+    for lines, reason in (
+        (data.repeated, "these lines repeat an earlier pair, which counts once"),
+        (data.replaced, "these lines have a new answer, which replaces the one that was taught"),
+        (alike, "these lines differ in case, diacritics, punctuation or spaces alone, and are not varied"),
+    ):
+        if lines:
+            more = f" and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+            named = ", ".join(map(str, lines[:MOST_MISTAKES])) + more
+            say(f"warning: {data.path}: {reason}: {named}")
 
 
 def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[Callback]:
@@ -162,6 +197,8 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
             return "ended early by Timer", _without(Timer, settings)
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             return f"ended early by EarlyStopping on {callback.monitor}", _without(EarlyStopping, settings)
+    if trainer.global_step == trainer.max_steps:
+        return "ended early by max_steps", ["--trainer.max_steps", "-1"]
     return "ended early by a callback", []
 
 
@@ -201,5 +238,10 @@ def _print_result(checkpoint: Path, run: Path) -> list[QAPair]:
         print(f"pairs      {len(taught.pairs)}")
         print(f"exact      {sum(exact)}")
     print(f"run        {run}")
-    print(f"look       tensorboard --logdir {run.parent.parent}")
+    if any(run.glob("events.out.tfevents.*")):
+        print(f"look       tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+    size = sum(file.stat().st_size for file in run.iterdir() if file.is_file() and file.name != LAST)
+    print(f"size       {size / 1e6:.1f} MB")  # last.ckpt is another name of a stage's file
+    if not all(exact):
+        print("next       train longer, with --stages '[{epochs: …}]', or with a larger --model.config.n_embd")
     return [pair for pair, is_exact in zip(taught.pairs, exact, strict=True) if not is_exact]

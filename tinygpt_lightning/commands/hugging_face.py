@@ -56,14 +56,13 @@ def write_hugging_face(trained: TrainedGPT, folder: Path) -> None:
     weights = {their_name(name): _turned(name, weight) for name, weight in model.state_dict().items()}
     theirs.load_state_dict(weights, assign=True)
     theirs.tie_weights()
-    max_length = trained.taught.max_length or model.config.n_positions
     theirs.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_length=max_length, **symbols
+        do_sample=False, max_new_tokens=_max_new_tokens(trained), **symbols
     )
     theirs.save_pretrained(folder)
     descriptions = {
         TOKENIZER: tokenizer_json(tokenizer),
-        "tokenizer_config.json": _tokenizer_config(tokenizer, model.config.n_positions),
+        "tokenizer_config.json": _tokenizer_config(trained),
     }
     for file, description in descriptions.items():
         write_whole(folder / file, (json.dumps(description, ensure_ascii=False, indent=2) + "\n").encode())
@@ -120,7 +119,8 @@ def tokenizer_json(tokenizer: CharTokenizer) -> dict[str, Any]:
     return description
 
 
-def _tokenizer_config(tokenizer: CharTokenizer, n_positions: int) -> dict[str, Any]:
+def _tokenizer_config(trained: TrainedGPT) -> dict[str, Any]:
+    tokenizer, n_positions = trained.tokenizer, trained.model.config.n_positions
     # By hand: the class that transformers 5 would name here is unknown to transformers 4.
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -130,9 +130,28 @@ def _tokenizer_config(tokenizer: CharTokenizer, n_positions: int) -> dict[str, A
         "split_special_tokens": True,  # a text that contains "<eos>" contains five characters
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_positions,
+        "padding_side": "left",  # so that each prompt of a batch is continued from its last symbol
+        "chat_template": _chat_template(trained.taught),
         # Without the token types that transformers 4 adds, which GPT-2 would embed as symbols.
         "model_input_names": ["input_ids", "attention_mask"],
     }
+
+
+def _chat_template(taught: Taught) -> str:
+    """A template in Jinja that puts the last message into the prompt for a question."""
+    longer_than_any_width = 10_000 * "\ue000"
+    before, after = taught.prompt(longer_than_any_width).split(longer_than_any_width)
+    width = len(taught.prompt("")) - len(before) - len(after)  # to which a template may fill up a question
+    content = f"messages[-1]['content'].ljust({width})" if width else "messages[-1]['content']"
+    return "{{ " + json.dumps(before) + f" + {content} + " + json.dumps(after) + " }}"
+
+
+def _max_new_tokens(trained: TrainedGPT) -> int:
+    """The longest taught continuation, with its end symbol; else as much as the model has positions for."""
+    taught = trained.taught
+    if not taught.pairs:
+        return trained.model.config.n_positions
+    return max(len(taught.parts(pair)[1]) for pair in taught.pairs) + (trained.tokenizer.end is not None)
 
 
 def _their_config(trained: TrainedGPT, symbols: dict[str, int | None]) -> GPT2Config:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import difflib
 import gc
 import logging
 import os
 import platform
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-from tinygpt_lightning.commands.errors import UsageError, explained
+from tinygpt_lightning.commands.errors import UsageError, explained, say
+from tinygpt_lightning.commands.launch import forget_foreign_ranks, launched_rank
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM, Command
 
 PACKAGE = __name__.partition(".")[0]
+TRAINING = ("fit", "study")  # the commands that several processes share
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -28,6 +32,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     command, *rest = (sys.argv[1:] if args is None else args) or [""]
     _prepare_streams()
+    forget_foreign_ranks()
+    if launched_rank() and command not in TRAINING:
+        return  # a launcher started several processes: the first one does the work
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own call
     # `fit` itself compares the settings of a run, callbacks included.
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided")
@@ -37,9 +44,13 @@ def main(args: Sequence[str] | None = None) -> None:
         if command in ("-h", "--help"):
             print(usage())
         elif command in COMMANDS:
+            if command in TRAINING and sys.stderr.isatty():
+                say(f"{command}: importing PyTorch and Lightning, which takes some seconds")
             _imported(COMMANDS[command])(rest)
         else:
-            raise UsageError(f"expected a command, one of {', '.join(COMMANDS)}, got {command!r}")
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise UsageError(f"expected a command, one of {', '.join(COMMANDS)}, got {command!r}{hint}")
 
 
 def usage() -> str:
@@ -85,13 +96,15 @@ def _imported(command: Command) -> Callable[[Sequence[str]], None]:
 @contextmanager
 def _importing(*, new: bool) -> Iterator[None]:
     """Prepare for imports that take seconds: garbage collection is off, Ctrl-C ends the process without traceback."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that may set a signal's handler
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if is_main:
+            signal.signal(signal.SIGINT, before)
         if collects:
             gc.enable()
     if new:
@@ -104,5 +117,5 @@ def _prepare_streams() -> None:
         stream = getattr(sys, name)
         if stream is None and name == "stderr":
             sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  # the user closed it: nobody reads messages
-        elif stream is not None:
+        elif hasattr(stream, "reconfigure"):  # not in a notebook, nor where a test replaced it
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # Vietnamese, into any pipe

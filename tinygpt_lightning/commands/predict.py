@@ -11,8 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from tinygpt_lightning.commands.evaluation import check_texts, evaluation_trainer, open_trained, rows_file
+from tinygpt_lightning.commands.parser import lightning_errors
 from tinygpt_lightning.commands.progress import WorkProgress
-from tinygpt_lightning.commands.settings import Settings, lightning_errors
+from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.data_module import Asked
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.trained import TrainedGPT
@@ -44,8 +45,8 @@ class TextPrinter(Callback):
         write: Writes a row.
     """
 
-    def __init__(self, asked: Asked, trained: TrainedGPT, write: Callable[[Mapping[str, str]], None]) -> None:
-        self.template = trained.taught.template
+    def __init__(self, asked: Asked, trained: TrainedGPT, write: Callable[[Mapping[str, object]], None]) -> None:
+        self.trained = trained
         self.write = write
         self._questions = iter(asked.questions or repeat(None))
         # In a terminal the texts themselves show the progress.
@@ -56,9 +57,14 @@ class TextPrinter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: list[str], *_: int
     ) -> None:
         for prompt, text, question in zip(batch, outputs, islice(self._questions, len(batch)), strict=True):
-            row = {"prompt": prompt, "text": text}
+            row: dict[str, object] = {"prompt": prompt, "text": text}
             if question is not None:
-                row |= {"question": question, "answer": self.template.answer(text[len(normalize(prompt)) :])}
+                taught = self.trained.taught
+                answer = taught.template.answer(text[len(normalize(prompt)) :])
+                row |= {"question": question, "answer": answer}
+                if taught.known_from is not None:
+                    judged = self.trained.judge(question, answer)
+                    row |= {"confidence": round(judged.confidence, 4), "known": judged.known}
             self.write(row)
             print(text)
         sys.stdout.flush()

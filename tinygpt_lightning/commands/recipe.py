@@ -12,6 +12,10 @@ from tinygpt_lightning.commands.errors import say
 from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.recipe import recipe_for
+from tinygpt_lightning.trained import load
+
+NEARLY = 0.9  # share of exact pairs at which the learning rate begins to fall: at its height the rest comes and goes
+LOW = 0.1  # of the learning rate, until the last pairs are exact
 
 
 def with_recipe(settings: Settings) -> Settings:
@@ -23,19 +27,24 @@ def with_recipe(settings: Settings) -> Settings:
     """
     given = {name: value for name, value in settings.config.data.items() if name != "n_positions"}
     data = QADataModule(**given)
-    recipe = recipe_for(data.taught.pairs, noise=data.noise)
+    if data.rehearse is None:
+        recipe = recipe_for(data.taught.pairs, data.noise)
+    else:
+        trained = load(data.rehearse)
+        recipe = recipe_for(data.taught.pairs, data.noise, trained.taught.template.pattern)
+        recipe = recipe.beginning_with(trained.model.config)
+    exact = {"monitor": "val/exact_match", "mode": "max"}
+    kept = {"reset_optimizer": False}
+    falling = {"start_factor": 1.0, "end_factor": LOW, "total_iters": recipe.settle}
+    low = {"factor": LOW, "total_iters": recipe.epochs}
     stages: list[dict[str, Any]] = [
+        {"epochs": recipe.epochs, "until": {**exact, "stopping_threshold": NEARLY}},
+        {"epochs": recipe.settle, **kept, "lr_scheduler": {"class_path": "LinearLR", "init_args": falling}},
         {
             "epochs": recipe.epochs,
-            "until": {"monitor": "val/exact_match", "mode": "max", "stopping_threshold": 1.0, "for_epochs": 3},
-        },
-        {
-            "epochs": recipe.settle,
-            "reset_optimizer": False,
-            "lr_scheduler": {
-                "class_path": "LinearLR",
-                "init_args": {"start_factor": 1.0, "end_factor": 0.01, "total_iters": recipe.settle},
-            },
+            **kept,
+            "lr_scheduler": {"class_path": "ConstantLR", "init_args": low},
+            "until": {**exact, "stopping_threshold": 1.0, "for_epochs": 3},
         },
     ]
     below = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing_extensions import override
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.errors import UsageError, say
+from tinygpt_lightning.commands.launch import share_folder
 from tinygpt_lightning.commands.runs import FILES_KEY, Run, list_runs, new_run
 from tinygpt_lightning.commands.settings import Settings, decisive
 from tinygpt_lightning.commands.table import PROGRAM
@@ -32,8 +32,6 @@ from tinygpt_lightning.description import read_description
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state
 from tinygpt_lightning.gpt.files import link_whole, locked, remove_leftovers, write_whole
 from tinygpt_lightning.module import TinyGPTModule
-
-RUN_VARIABLE = "TINYGPT_RUN"  # the run's folder, for the other processes of a distributed fit
 
 
 @dataclass(frozen=True)
@@ -105,16 +103,19 @@ def open_run(settings: Settings) -> Iterator[OpenRun]:
         else:
             checkpoint = _checkpoint_to_begin_with(settings)
         if not is_first:
-            run = Run(Path(os.environ[RUN_VARIABLE]))
+            run = Run(Path(share_folder(None)[0]))
         elif is_trial:
             run = Run(Path(resources.enter_context(tempfile.TemporaryDirectory())))
         elif resumed:
             run = resumed
         else:
+            created = [folder for folder in (settings.folder, *settings.folder.parents) if not folder.exists()]
             run = new_run(settings.folder)
+            resources.enter_context(_removed_unless_begun(run, created))
             resources.enter_context(locked(run.path))
-            resources.enter_context(_removed_unless_begun(run))
-        os.environ[RUN_VARIABLE] = str(run.path)
+        if is_first:
+            _, store = share_folder(str(run.path))
+            resources.callback(lambda: store)  # kept open until the end
         yield OpenRun(run, settings, checkpoint)
 
 
@@ -129,7 +130,7 @@ def _run_to_resume(settings: Settings) -> Run | None:
     if path != "last":
         return Run(Path(path)) if path is not None and Path(path).is_dir() else None
     if rank_zero_only.rank != 0 and not settings.config.trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return Run(Path(os.environ[RUN_VARIABLE]))
+        return Run(Path(share_folder(None)[0]))
     runs = list_runs(settings.folder)
     if not runs:
         raise UsageError(f"--ckpt_path last: expected a run in {settings.folder} to resume, found none")
@@ -209,13 +210,16 @@ def _is_at_step(path: Path, global_step: int) -> bool:
 
 
 @contextmanager
-def _removed_unless_begun(run: Run) -> Iterator[None]:
-    """Remove the folder of a new run that ends with an error before it begins to train."""
+def _removed_unless_begun(run: Run, created: Sequence[Path]) -> Iterator[None]:
+    """Remove the folder of a new run that ends with an error before it begins to train, and folders ``created``."""
     try:
         yield
     except (Exception, SystemExit):
         if not run.config.exists():
             shutil.rmtree(run.path, ignore_errors=True)
+            for folder in created:
+                with suppress(OSError):  # another run may be in it by now
+                    folder.rmdir()
         raise
 
 
@@ -238,6 +242,7 @@ class RunFiles(Checkpoint):
         self.config = config
         self.save_every_n_seconds = save_every_n_seconds
         self.stop = stop
+        self.has_begun = False
         self._ended_early = False  # by a time limit or a callback, and not by a signal
         self._saved = time.monotonic()
         self._stage_file: Path | None = None  # of a stage that has just ended
@@ -258,6 +263,7 @@ class RunFiles(Checkpoint):
         # Not earlier: another callback may still refuse the settings.
         if trainer.is_global_zero:
             write_whole(self.run.config, self.config.encode())
+        self.has_begun = True
         self._saved = time.monotonic()
 
     @override
@@ -284,7 +290,7 @@ class RunFiles(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         if not self._stage_file:
-            trainer.save_checkpoint(self.run.last)
+            trainer.save_checkpoint(self.run.last, weights_only=False)
             self._saved = time.monotonic()
 
     @override
@@ -292,10 +298,14 @@ class RunFiles(Checkpoint):
         self._link_last(trainer)
         # `StochasticWeightAveraging` copies its averages into the module after the last checkpoint.
         averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if averaging and trainer.current_epoch == trainer.max_epochs:
+        (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
+        if averaging and staged.is_finished:
             self._stage_file = self.run.stage(len(self.run.settings["stages"]))
-            trainer.save_checkpoint(self._stage_file)
+            trainer.save_checkpoint(self._stage_file, weights_only=False)
             self._link_last(trainer)
+        elif trainer.global_step == trainer.max_steps and not staged.is_finished:
+            self._ended_early = True
+            trainer.save_checkpoint(self.run.last, weights_only=False)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import yaml
 
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.table import PROGRAM
-from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_state
+from tinygpt_lightning.gpt.checkpoint import CheckpointError, local_path, read_state
 from tinygpt_lightning.gpt.files import link_whole
 from tinygpt_lightning.trained import LAST, load
 
@@ -62,9 +63,8 @@ class Run:
         if not self.config.is_file():
             raise UsageError(f"{self.path}: expected the folder of a run, with a config.yaml in it, found none")
         settings = read_yaml(self.config)
-        for name, kind in (("stages", list), ("model", dict), ("data", dict), ("trainer", dict)):
-            if not isinstance(settings.get(name), kind):
-                raise UsageError(f"{self.config}: expected the settings of a run, with {name}, found none")
+        if not isinstance(settings.get("stages"), list):
+            raise UsageError(f"{self.config}: expected the settings of a run, with stages, found none")
         return settings
 
     def is_finished(self, stages: int | None = None) -> bool:
@@ -188,14 +188,16 @@ def newest_of_all(root: str | Path = RUNS) -> Path:
     return newest
 
 
-def chosen_checkpoint(ckpt_path: Path | None, configs: Sequence[Path]) -> Path:
+def chosen_checkpoint(ckpt_path: str | None, configs: Sequence[Path]) -> str | Path:
     """``ckpt_path``, or else the newest finished run's checkpoint: of a configuration, or of all.
 
     Raises:
         UsageError: If there is none.
     """
-    if ckpt_path or not configs:
-        return ckpt_path or newest_of_all()
+    if ckpt_path:
+        return local_path(ckpt_path)
+    if not configs:
+        return newest_of_all()
     return newest_checkpoint(configs, runs_folder(configs, configured_root(configs)))
 
 
@@ -210,7 +212,7 @@ def configured_root(configs: Sequence[Path]) -> str:
     for config in configs:
         trainer = read_yaml(config).get("trainer")
         root = trainer.get("default_root_dir", root) if isinstance(trainer, dict) else root
-    return str(root)
+    return os.path.expanduser(str(root))  # noqa: PTH111
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

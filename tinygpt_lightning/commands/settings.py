@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import json
+import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -19,10 +18,11 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt, register_type, re
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 
-from tinygpt_lightning.callbacks.stages import Stage, StageError
-from tinygpt_lightning.commands.errors import USER_ERRORS, UsageError, fail, shorten
+from tinygpt_lightning.callbacks.stages import Stage
+from tinygpt_lightning.commands.errors import UsageError
+from tinygpt_lightning.commands.launch import trainer_defaults
+from tinygpt_lightning.commands.parser import Parser, setting_up
 from tinygpt_lightning.commands.runs import RUNS, runs_folder
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
@@ -33,7 +33,6 @@ register_type(torch.device)  # a setting of some of Lightning's callbacks, which
 
 TRAINER_DEFAULTS = {
     "default_root_dir": RUNS,
-    "devices": 1,  # one sentence keeps one device busy
     "max_epochs": -1,  # follows from the stages
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
@@ -49,12 +48,14 @@ OUTPUT = {
     "validate": "File for the pairs that are not exact, one JSON object a line.",
     "predict": "File for the texts, one JSON object a line.",
 }
+PATHS = ("trainer.default_root_dir", "data.path", "ckpt_path", "output")  # settings in which ~ is expanded
 _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
     "model.taught": lambda data: data.taught,
     "model.vocab": lambda data: data.tokenizer.vocab,
     "model.config.vocab_size": lambda data: len(data.tokenizer),
 }
 
+# `data.path` may differ because the pairs themselves are compared.
 # Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
 # the end of the run. All others must stay. Instead of the path to the pairs, the pairs themselves are compared.
 FREE_SETTINGS = (
@@ -63,46 +64,13 @@ FREE_SETTINGS = (
     "trainer.detect_anomaly", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.fast_dev_run",
     "trainer.limit_predict_batches", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.logger",
-    "trainer.max_time", "trainer.model_registry", "trainer.profiler",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.model_registry", "trainer.profiler",
 )  # fmt: skip
 FREE_CALLBACKS = (
     "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
     "OnExceptionCheckpoint", "RichModelSummary", "RichProgressBar", "Snapshots", "ThroughputMonitor", "Timer",
     "TQDMProgressBar",
 )  # fmt: skip
-
-
-@contextmanager
-def lightning_errors() -> Iterator[None]:
-    """Raise what Lightning and the stages refuse as a `UsageError`, in the first of several processes.
-
-    Raises:
-        UsageError: If they refuse something.
-    """
-    try:
-        yield
-    except (*USER_ERRORS, StageError, MisconfigurationException) as error:
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
-            sys.exit(2)  # each process of a distributed fit raises the same error
-        raise error if isinstance(error, USER_ERRORS) else UsageError(str(error)) from error
-
-
-class Parser(LightningArgumentParser):
-    """Reports a mistake in a few lines."""
-
-    stage: type[Stage] = Stage  # the element type of a list of stages
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason, without the usage, which fills a screen."""
-        unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'", message)
-        if unknown:
-            message += self._suggestion(unknown[1] or unknown[2])
-        fail(shorten(message), 2)
-
-    def _suggestion(self, option: str) -> str:
-        fields = [field.name for field in dataclasses.fields(self.stage)]
-        close = difflib.get_close_matches(option, [*(action.dest for action in self._actions), *fields, "lr"], n=1)
-        return (f": did you mean '{close[0]}'?" if close else "") + f"\nA stage takes {', '.join(fields)}."
 
 
 class Settings(LightningCLI):
@@ -128,7 +96,7 @@ class Settings(LightningCLI):
             QADataModule,
             save_config_callback=None,  # it fails where the folder has a config.yaml; `fit` writes its own
             seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
+            trainer_defaults={**TRAINER_DEFAULTS, **trainer_defaults()},
             parser_class=Parser,
             parser_kwargs={
                 "prog": f"{PROGRAM} {command}",
@@ -204,6 +172,9 @@ class Settings(LightningCLI):
         """Parse the arguments."""
         # Lightning's own method warns of arguments that are passed to it, as here.
         self.config = parser.parse_args(args)
+        for name in PATHS:
+            if isinstance(path := self.config.get(name), str):
+                self.config[name] = os.path.expanduser(path)  # noqa: PTH111  # keeps "last" and "file://…" as they are
 
     def instantiate_classes(self) -> None:
         """Do nothing: a command calls `instantiate` when it needs the objects."""
@@ -225,27 +196,46 @@ class Settings(LightningCLI):
             config.data.path = str(pairs)
         if config.threads:
             torch.set_num_threads(config.threads)
-        try:
-            objects: Namespace = self.parser.instantiate_classes(config)
-        except (ValueError, MisconfigurationException) as error:
-            reason = error.__cause__ or error  # the parser wraps an error of a link in its own
-            raise (reason if isinstance(reason, OSError) else UsageError(str(reason))) from error
+        with setting_up():
+            try:
+                objects: Namespace = self.parser.instantiate_classes(config)
+            except (ValueError, MisconfigurationException) as error:
+                reason = error.__cause__ or error  # the parser wraps an error of a link in its own
+                raise (reason if isinstance(reason, OSError) else UsageError(str(reason))) from error
         return objects
+
+    def locate_pairs(self, *folders: Path) -> None:
+        """Look for a relative ``data.path`` that does not exist here in other folders, and beside the config files.
+
+        Raises:
+            UsageError: If it is in none of them; the message names them.
+        """
+        path = self.config.data.path
+        if path is None or Path(path).exists() or Path(path).is_absolute():
+            return
+        others = {folder.resolve() for folder in (*folders, *(file.parent for file in self.config_files))}
+        others -= {Path.cwd()}
+        for folder in sorted(others):
+            if (folder / path).exists():
+                self.config.data.path = str(folder / path)
+                return
+        if others:
+            places = ", ".join(map(str, sorted(others)))
+            raise UsageError(f"data.path: expected the file {path} here or in {places}, found none")
 
     def make_trainer(self, objects: Namespace, callbacks: Sequence[Callback], **changes: Any) -> Trainer:
         """Make the trainer of the settings, with more ``callbacks`` behind the user's, and with ``changes``."""
         settings = {**objects.trainer.as_dict(), "callbacks": [*as_list(objects.trainer.callbacks), *callbacks]}
-        try:
+        with setting_up():
             return Trainer(**{**settings, **changes})
-        except (ValueError, MisconfigurationException) as error:
-            raise UsageError(str(error)) from error
 
     @cached_property
     def text(self) -> str:
         """Every setting but ``ckpt_path``, as YAML."""
         config = self.config.clone()
         config.ckpt_path = None
-        return str(self.parser.dump(config, skip_none=False))
+        plain = json.loads(self.parser.dump(config, format="json", skip_unset=False))
+        return yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**9)
 
     @cached_property
     def plain(self) -> dict[str, Any]:
@@ -256,12 +246,26 @@ class Settings(LightningCLI):
     @property
     def config_files(self) -> list[Path]:
         """The values of ``--config``."""
-        return [Path(str(file)) for file in self.config.get("config") or []]
+        files = self.config.get("config") or []
+        return [Path(str(file)) for file in files if file is not None and str(file) != "-"]  # not inline, not stdin
 
     @property
     def folder(self) -> Path:
         """The folder of this configuration's runs, named after the configuration files."""
         return runs_folder(self.config_files, self.config.trainer.default_root_dir)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that a reader might take for numbers, or whose line breaks YAML would change."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # jsonargparse reads more numbers than YAML 1.1, on which PyYAML bases its own quotes: 3e8, for example.
+    is_plain = text.isprintable() and not re.match(r"[-+.\d]", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def as_list(setting: Any) -> list[Any]:

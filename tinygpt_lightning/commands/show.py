@@ -6,8 +6,9 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.runs import chosen_checkpoint
-from tinygpt_lightning.commands.table import Arguments
+from tinygpt_lightning.commands.table import Arguments, home_path
 from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.page.moments import read_moments
@@ -22,7 +23,7 @@ def parser() -> Arguments:
     options = Arguments("show")
     options.add_checkpoint()
     options.add_argument(
-        "--output", metavar="FILE", type=Path, help=f"The page; by default {PAGE} beside the checkpoint."
+        "--output", metavar="FILE", type=home_path, help=f"The page; by default {PAGE} beside the checkpoint."
     )
     options.add_argument("--open", action="store_true", help="Open the page in the browser.")
     return options
@@ -35,11 +36,11 @@ def show(args: Sequence[str]) -> None:
         args: The arguments after ``show``.
 
     Raises:
-        UsageError: If no run is finished.
+        UsageError: If no run is finished, or JSON cannot hold a setting of the model.
         CheckpointError: If the file is no checkpoint of this project.
     """
     options = parser().parse_args(args)
-    path = chosen_checkpoint(options.ckpt_path, options.config)
+    path = Path(chosen_checkpoint(options.ckpt_path, options.config))
     if path.is_dir():
         path /= LAST
     checkpoint = read_checkpoint(path)
@@ -47,7 +48,11 @@ def show(args: Sequence[str]) -> None:
     moments = read_moments(checkpoint, trained.model.config, path)
     output = options.output or path.with_name(PAGE)
     name = "/".join(path.resolve().parts[-2:])
-    write_whole(output, render(trained, name, moments).encode())
+    try:
+        page = render(trained, name, moments)
+    except ValueError as error:
+        raise UsageError(f"{path}: cannot be shown: {error}") from error
+    write_whole(output, page.encode())
     print(output)
     if options.open:
         webbrowser.open(output.resolve().as_uri())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from os.path import expanduser  # not a `Path`, which would shorten an address
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -11,6 +12,7 @@ from typing_extensions import override
 from tinygpt_lightning.commands.errors import fail
 
 PROGRAM = "python -m tinygpt_lightning"
+CKPT_PATH = "Checkpoint to read, or a run's folder."
 
 
 class Command(NamedTuple):
@@ -53,6 +55,11 @@ COMMANDS = {
 }
 
 
+def home_path(text: str) -> Path:
+    """The path that a user typed, with ``~`` expanded; a shell leaves ``--output=~/x`` as it is."""
+    return Path(text).expanduser()
+
+
 class Arguments(ArgumentParser):
     """The options of a command; a mistake is reported in one line.
 
@@ -65,12 +72,12 @@ class Arguments(ArgumentParser):
 
     def add_checkpoint(self) -> None:
         """Add ``--ckpt_path`` and ``--config``, of which `runs.chosen_checkpoint` makes a path."""
-        self.add_argument("--ckpt_path", metavar="FILE", type=Path, help="Checkpoint to read, or a run's folder.")
+        self.add_argument("--ckpt_path", metavar="FILE", type=expanduser, help=CKPT_PATH)
         self.add_argument(
             "-c",
             "--config",
             metavar="FILE",
-            type=Path,
+            type=home_path,
             action="append",
             default=[],
             help="Take the newest finished run of this configuration. Without either, the newest of all.",

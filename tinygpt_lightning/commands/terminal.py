@@ -17,6 +17,7 @@ SURE = 0.99  # a character of at least this probability gets no colour
 PALE, STRONG = (255, 240, 170), (240, 90, 70)  # background at probability 1 and at probability 0
 BLOCKS = " ░▒▓█"
 MIN_CELLS = 8  # cells of text in a row, at least, however narrow the terminal is
+VIETNAMESE = "đ\u0309\u0323\u031b\u0306"  # letters and marks that no neighbouring language has: hook, dot, horn, breve
 
 
 def visible(symbol: str) -> str:
@@ -55,6 +56,21 @@ def shaded(text: str, probability: float) -> Text:
     background = Color.from_triplet(ColorTriplet(*mixed))
     black = Color.from_rgb(0, 0, 0)
     return Text(text, Style.from_color(black, background) + Style(underline=probability < 0.9, bold=probability < 0.5))
+
+
+def refusal(asked: str) -> str:
+    """Say, in the language of the question, that the model was not taught to answer it.
+
+    Args:
+        asked: The question, and the nearest taught one, which shows the language of a question without diacritics.
+
+    >>> refusal("Bạn có khỏe không")
+    'Tôi chưa được dạy câu này. Gần nhất là:'
+    """
+    is_vietnamese = any(mark in VIETNAMESE for mark in unicodedata.normalize("NFD", asked.lower()))
+    if is_vietnamese:
+        return "Tôi chưa được dạy câu này. Gần nhất là:"
+    return "I was not taught this. The nearest questions are:"
 
 
 def legend() -> Text:

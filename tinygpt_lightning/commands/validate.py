@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.evaluation import check_texts, evaluation_trainer, open_trained, rows_file
-from tinygpt_lightning.commands.settings import Settings, lightning_errors
+from tinygpt_lightning.commands.parser import lightning_errors
+from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.batches import Batch
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.trained import BATCH_SIZE, TrainedGPT
@@ -34,7 +35,7 @@ def validate(args: Sequence[str]) -> None:
         raise UsageError(str(error)) from None
     check_texts(map(taught.text, taught.pairs), module.tokenizer.encode, objects.data.path, objects.data.lines)
     results = PairResults()
-    metrics = evaluation_trainer(settings, objects, results).validate(module, objects.data, verbose=False)[0]
+    (metrics,) = evaluation_trainer(settings, objects, results).validate(module, objects.data, verbose=False) or [{}]
     wrong = [taught.pairs[row] for row, is_exact in sorted(results.exact.items()) if not is_exact]
     with rows_file(objects.output) as write:
         for name, value in metrics.items():

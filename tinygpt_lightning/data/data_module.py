@@ -13,13 +13,15 @@ from torch.utils.data import DataLoader
 
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
 from tinygpt_lightning.data.likeness import threshold
-from tinygpt_lightning.data.noise import Noise, characters
+from tinygpt_lightning.data.noise import Noise, characters, owners
 from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.description import read_description
 from tinygpt_lightning.gpt.checkpoint import read_state
+from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
+from tinygpt_lightning.growth import more_symbols
 from tinygpt_lightning.trained import TrainedGPT
 
 
@@ -47,6 +49,8 @@ class QADataModule(LightningDataModule):
             asks the questions that the model was taught.
         noise: Variations of each question that join it in each epoch, as people type it: in another case, without
             diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions alone.
+        rehearse: A checkpoint to begin with: its pairs are taught again beside those of ``path``. A question of both
+            gets the new answer.
         n_positions: Number of positions of the model; None means enough.
 
     Raises:
@@ -65,6 +69,7 @@ class QADataModule(LightningDataModule):
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
         noise: int = 0,
+        rehearse: str | None = None,
         n_positions: int | None = None,
     ) -> None:
         super().__init__()
@@ -87,9 +92,12 @@ class QADataModule(LightningDataModule):
         self.questions = questions
         self.prompts = prompts
         self.noise = noise
+        self.rehearse = rehearse
         self.n_positions = n_positions
+        self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
         self.lines: list[int] = []  # where each pair begins in the file
         self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
+        self.replaced: list[int] = []  # lines of the file with a new answer to a question of the checkpoint
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: int = 0) -> QADataModule:
@@ -135,8 +143,7 @@ class QADataModule(LightningDataModule):
                 )
             return self._calibrated(taught)
         if self.path.endswith(".ckpt"):
-            _, _, taught = read_description(read_state(self.path), self.path)
-            return self._calibrated(self._taught_of(taught.pairs))
+            return self._calibrated(self._taught_of(_described(self.path)[2].pairs))
         file = read_pairs(self.path)
         mistakes = list(file.mistakes)
         if file.pairs:
@@ -147,6 +154,10 @@ class QADataModule(LightningDataModule):
         if mistakes:
             raise PairsError(self.path, mistakes)
         self.lines, self.repeated = file.lines, file.repeated
+        if self.rehearse is not None:
+            before = dict(_described(self.rehearse)[2].pairs)
+            self.replaced = [line for line, (q, a) in zip(file.lines, file.pairs, strict=True) if before.get(q, a) != a]
+            taught = self._taught_of([QAPair(*pair) for pair in {**before, **dict(file.pairs)}.items()])
         return self._calibrated(taught)
 
     @cached_property
@@ -157,7 +168,14 @@ class QADataModule(LightningDataModule):
             VocabularyError: If a text is no valid Unicode.
         """
         questions = [pair.question for pair in self.taught.pairs] if self.noise else []
-        return self.taught.tokenizer(end_symbol=self.end_symbol, more=characters(questions))
+        needed = self.taught.tokenizer(end_symbol=self.end_symbol, more=characters(questions))
+        return needed if self.rehearse is None else more_symbols(_described(self.rehearse)[1], needed)
+
+    @property
+    def alike(self) -> list[list[int]]:
+        """Lines whose questions differ in case, diacritics, punctuation or spaces alone; none without noise."""
+        by_fold = owners(pair.question for pair in self.taught.pairs) if self.noise and not self.rehearse else {}
+        return [[self.lines[row] for row in rows] for rows in by_fold.values() if len(rows) > 1 and self.lines]
 
     @cached_property
     def asked(self) -> Asked:
@@ -178,7 +196,8 @@ class QADataModule(LightningDataModule):
             return Asked(self.taught.prompts)
         else:
             questions = [pair.question for pair in self.taught.pairs]
-        return Asked([self.template.prompt(question) for question in questions], questions, lines)
+        asked = [self.as_taught(question) for question in questions]
+        return Asked([self.template.prompt(question) for question in asked], questions, lines)
 
     def adopt(self, trained: TrainedGPT, *, pairs: bool) -> None:
         """Take template, prompts, end symbol and number of positions from a trained model instead of the settings.
@@ -190,6 +209,7 @@ class QADataModule(LightningDataModule):
         self.template, self.prompt_to = trained.taught.template, trained.taught.prompt_to
         self.end_symbol = trained.tokenizer.end is not None
         self.n_positions = trained.model.config.n_positions
+        self.as_taught = trained.as_taught
         if pairs:
             self.taught, self.path = trained.taught, None
         elif self.path is None and self.questions is None:
@@ -233,7 +253,11 @@ class QADataModule(LightningDataModule):
         pairs = self.taught.pairs
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         lengths = [self.taught.length(pair) for pair in pairs]
-        sampler = LengthSampler(lengths, self.batch_size, shuffle, world_size, rank)
+        overfits = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        sampler = LengthSampler(lengths, self.batch_size, shuffle and not overfits, world_size, rank)
+        if overfits:  # Lightning replaces any sampler but a sequential one
+            numbered = NumberedPairs(pairs)
+            return _loader([numbered[rows] for rows in sampler], collate_fn=self._collate)
         vary = self._variations(sampler) if shuffle and self.noise else None
         return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
 
@@ -269,6 +293,10 @@ class Asked(NamedTuple):
     prompts: list[str]
     questions: list[str] | None = None
     lines: list[int] | None = None
+
+
+def _described(path: str) -> tuple[GPTConfig, CharTokenizer, Taught]:
+    return read_description(read_state(path), path)
 
 
 def _as_it_is(batch: Any) -> Any:

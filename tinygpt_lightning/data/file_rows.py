@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinygpt_lightning.gpt.files import naming
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}  # the usual one first; Excel writes ; where a comma is the decimal point
@@ -42,7 +43,8 @@ def file_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
     kind = path.suffix.lower()
     if kind not in (".jsonl", ".json", *DELIMITERS):
         raise ValueError(f"expected a file .jsonl, .json, .csv or .tsv, got {path.suffix or 'no ending'}")
-    content = path.read_bytes()
+    with naming(path):
+        content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             content = content.decode("utf-16").encode()

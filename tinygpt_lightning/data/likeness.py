@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from tinygpt_lightning.data.noise import fold, vary
 
 SAMPLE = 100  # so many questions and foreign ones are compared to find the threshold
-REFUSED = 0.005  # share of the variations of taught questions that the threshold may refuse
+REFUSED = 0.02  # share of the variations of taught questions that the threshold may refuse
 # Questions that nobody was taught, for the threshold: what people ask a program first.
 FOREIGN = (
     "What time is it in Tokyo?", "How do I cook rice without burning it", "Who won the football match last night?",
@@ -62,7 +62,8 @@ def threshold(questions: Sequence[str], seed: int = 0) -> float:
     """
     source = random.Random(seed)
     drawn = source.sample(questions, min(len(questions), SAMPLE))
-    variations = sorted(likeness(vary(question, source), question) for question in drawn for _ in range(10))
+    alike = (likeness(vary(question, source), question) for question in drawn for _ in range(10))
+    variations = sorted(value for value in alike if value)  # without its last word a question may lack its number
     lowest = variations[int(REFUSED * len(variations))]
     foreign = sorted(
         max(likeness(question, taught) for taught in nearest(question, drawn)) for question in _foreign(drawn, source)

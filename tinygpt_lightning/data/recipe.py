@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.text import QAPair, Taught, Template
+from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
 NARROWEST, WIDEST = 64, 256  # channels
 FEWEST, MOST = 4, 32  # pairs a batch
-BUDGET = 16_000  # steps that training takes at most
-SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls to 0 when all is exact
+BUDGET = 8_000  # steps at a constant learning rate, at most
+SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Recipe:
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
-        epochs: The most epochs until all pairs are exact.
-        settle: Epochs after that, in which the learning rate falls to 0.
+        epochs: The most epochs at a constant learning rate: until nearly all pairs are exact, and again until all are.
+        settle: Epochs between the two, in which the learning rate falls.
     """
 
     template: str
@@ -41,8 +42,23 @@ class Recipe:
     epochs: int
     settle: int
 
+    def beginning_with(self, config: GPTConfig) -> Recipe:
+        """Change the recipe for a fit that begins with a trained model: its sizes stay, but for more positions.
 
-def recipe_for(pairs: Sequence[QAPair], noise: int = 0) -> Recipe:
+        Args:
+            config: Sizes of the trained model.
+        """
+        return replace(
+            self,
+            n_positions=max(self.n_positions, config.n_positions),
+            n_embd=config.n_embd,
+            n_head=config.n_head,
+            lr=self.lr / 2,
+            settle=math.ceil(self.settle / 4),
+        )
+
+
+def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = None) -> Recipe:
     r"""Work out the settings for pairs.
 
     The width grows with the square root of what is to be memorised, since a layer's weights grow with its square.
@@ -50,15 +66,16 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0) -> Recipe:
     Args:
         pairs: The pairs.
         noise: Variations of each question in an epoch.
+        template: The form of the texts; None means the one that suits them.
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:13}\\n{answer}', 23, 64)
+    ('{question:13}\n{answer}', 24, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
     usual = lengths[math.ceil(0.9 * len(lengths)) - 1] + SPARE
-    template = f"{{question:{usual}}}\n{{answer}}"
+    template = template or f"{{question:{usual}}}\n{{answer}}"
     longest = Taught.of(pairs, Template(template), end_symbol=True).max_length
     assert longest is not None  # noqa: S101  # there are pairs
     memorised = sum(len(pair.answer) + 10 for pair in pairs)  # characters; a question is worth about ten

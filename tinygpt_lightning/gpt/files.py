@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # by some file systems
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class FolderLockedError(ValueError):
     """Another process is writing to the folder."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` the path that it is about: a failed write, for example, names none.
+
+    Raises:
+        OSError: Of the same kind, with ``path`` as its ``filename``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -31,14 +47,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
-        with temporary.open("x+b") as file:  # unlike tempfile's, the permissions are those the umask gives
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            with temporary.open("x+b") as file:  # unlike tempfile's, the permissions are those the umask gives
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
         _fsync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,20 +70,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     temporary, old = _temporary(path), _temporary(path)
     try:
-        temporary.mkdir()
-        yield temporary
-        _fsync_folder(temporary)
-        if replaced := path.exists():
-            path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if replaced:
-                old.rename(path)
-            raise
+        with naming(path):
+            temporary.mkdir()
+            yield temporary
+            _fsync_folder(temporary)
+            if replaced := path.exists():
+                path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if replaced:
+                    old.rename(path)
+                raise
         _fsync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,20 +123,31 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to ``folder``.
+    """Keep other processes from writing to ``folder``; where the file system has no locks, warn and go ahead.
 
     Raises:
         FolderLockedError: If another process has locked it.
+        OSError: If it cannot be opened.
     """
-    # The folder itself is locked: no file is left behind by a process that is killed.
+    # The folder itself is locked: a process that is killed leaves no lock file behind.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(folder, descriptor)
         yield
-    except BlockingIOError:
-        raise FolderLockedError(f"{folder}: another process is writing there; wait for its end") from None
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: Path, descriptor: int) -> None:
+    try:
+        with naming(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderLockedError(f"{folder}: another process is writing there; wait for its end") from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warnings.warn(f"{folder}: the file system has no locks: let only one process train there", stacklevel=2)
 
 
 def _temporary(path: Path) -> Path:
@@ -133,6 +158,12 @@ def _temporary(path: Path) -> Path:
 def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        message = f"the file system cannot flush a folder ({folder.name}): a power cut may lose the newest file"
+        warnings.warn(message, stacklevel=2)
     finally:
         os.close(descriptor)

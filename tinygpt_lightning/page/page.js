@@ -70,6 +70,20 @@ function show(n) {
   state.t = positions() - 1;
   if (state.shown === state.ids.length) pause();
   draw();
+  if (planar && !matchMedia("(prefers-reduced-motion: reduce)").matches) travel(performance.now(), timer ? 300 : 900);
+}
+
+/** Let the points move from their embeddings to where the next character is chosen, in so many milliseconds. */
+function travel(start, duration) {
+  const [t, shown] = [state.t, state.shown];
+  const frame = (now) => {
+    if (state.t !== t || state.shown !== shown) return; // something else is looked at by now
+    state.along = Math.max(0, Math.min(3, (3 * (now - start)) / duration));
+    find("along").value = state.along;
+    drawPlanes();
+    if (state.along < 3) requestAnimationFrame(frame);
+  };
+  requestAnimationFrame(frame);
 }
 
 function pause() {
@@ -83,108 +97,6 @@ function play() {
   if (state.shown === state.ids.length) show(state.prompt.length);
   timer = setInterval(() => show(state.shown + 1), 400);
   find("play").textContent = say("pause");
-}
-
-// ---- Heat maps ------------------------------------------------------------------------------------------------------
-
-const CAPTIONS = {
-  wte: "wte", wpe: "wpe", x: "x = wte + wpe", ln_1: "ln_1(x)", q: "q", k: "k", v: "v", y: "y = Σ att·v",
-  attn: "attn = c_proj(y)", x_attn: "x + attn", ln_2: "ln_2(x + attn)", c_fc: "c_fc(ln_2)", gelu: "gelu(c_fc)",
-  mlp: "mlp = c_proj(gelu)", x_mlp: "x + attn + mlp", ln_f: "ln_f(x + attn + mlp)", logits: "logits = lm_head(ln_f)",
-  probs: "softmax(logits)",
-}; // prettier-ignore
-
-/** Columns of all pictures along the text, so that they do not change while it is written. */
-const columns = () => state.pass.ids.length;
-const columnWidth = (canvas) => Math.max(12, Math.min(24, Math.floor((canvas.closest(".scroll").clientWidth - 2) / columns())));
-const rowHeight = (rows) => (rows <= 4 ? 22 : rows <= 16 ? 12 : rows <= 40 ? 8 : Math.min(4, 240 / rows));
-
-/** A heat map with its caption, in a box of its own that scrolls. */
-function addGrid(parent, caption, spec) {
-  const figure = element("figure", "");
-  const range = element("span", "", { className: "range" });
-  const line = element("figcaption", "");
-  line.append(element("code", caption), " ", range);
-  const scroll = element("div", "", { className: "scroll" });
-  const canvas = element("canvas", "");
-  scroll.append(canvas);
-  figure.append(line, scroll);
-  parent.append(figure);
-  const label = (values) => say("heat_label", { a: caption, ...values });
-  const grid = new Grid(canvas, { range, label, ...spec(canvas) }, { point, drag: null, ...spec(canvas).on });
-  grids.push(grid);
-  near.observe(canvas);
-  return grid;
-}
-
-/** Only what is on the screen, or close to it, is drawn at once; the rest when it comes there. */
-const near = new IntersectionObserver(
-  (entries) => {
-    for (const { target, isIntersecting } of entries) {
-      const grid = grids.find(({ canvas }) => canvas === target);
-      grid.isNear = isIntersecting;
-      if (isIntersecting && grid.isStale) grid.paint();
-    }
-  },
-  { rootMargin: "300px" },
-);
-
-/** A row of the pass for each position, standing upright: channels from top to bottom, the text from left to right. */
-const strip = (name) => (canvas) => ({
-  size: () => [state.pass[name][0].length, columns()],
-  value: (r, c) => (c < positions() ? state.pass[name][c][r] : undefined),
-  cell: () => [columnWidth(canvas), rowHeight(state.pass[name][0].length)],
-  symbols: () => symbolsOf(state.pass.ids.slice(0, positions())),
-  chosen: () => state.t,
-  shares: name === "probs",
-  ref: (r, c) => ({ array: name, t: c, i: r }),
-  place: ({ t, i }) => [i, t],
-  owns: ({ array }) => array === name,
-});
-
-/** What a head looks at: rows look, columns are looked at. */
-const triangle = (h) => (canvas) => ({
-  size: () => [columns(), columns()],
-  value: (r, c) => (c <= r && r < positions() ? state.pass.att[r][h][c] : undefined),
-  cell: () => Array(2).fill(Math.max(2, Math.min(H > 1 ? 240 : 420, canvas.closest(".grid").clientWidth - 24) / columns())),
-  symbols: () => null,
-  chosen: () => null,
-  shares: true,
-  ref: (r, c) => ({ array: "att", h, t: r, i: c }),
-  place: ({ t, i }) => [t, i],
-  owns: (ref) => ref.array === "att" && ref.h === h,
-});
-
-/** A weight; embeddings and vectors lie on their side, symbols and positions from left to right. */
-const weights = (name, shape) => () => {
-  const turned = shape.length === 1 || name === "wte.weight" || name === "wpe.weight";
-  const width = shape[1] ?? 1;
-  const [rows, cols] = turned ? [width, shape[0]] : [shape[0], width];
-  const size = Math.max(2, Math.min(20, 640 / cols, 640 / rows));
-  return {
-    size: () => [rows, cols],
-    value: (r, c) => model.w[name][turned ? c * width + r : r * width + c],
-    cell: () => [size, size],
-    symbols: () => (name === "wte.weight" && size >= 10 ? model.symbols.map((symbol, id) => (id === model.end ? "■" : [...symbol].length > 1 ? "·" : symbol)) : null),
-    chosen: () => null,
-    ref: (r, c) => (turned ? { array: `w:${name}`, t: c, i: r } : { array: `w:${name}`, t: r, i: c }),
-    place: ({ t, i }) => (turned ? [i, t] : [t, i]),
-    owns: ({ array }) => array === `w:${name}`,
-    on: { drag: (ref, value, by) => change(ref, value + by * Math.max(1, Math.abs(value)) * 2) },
-  };
-};
-
-function addGrids() {
-  for (const box of all(".strips")) for (const name of box.dataset.rows.split(" ")) addGrid(box, CAPTIONS[name], strip(name));
-  for (let h = 0; h < H; h++) addGrid(find("heads"), `att[${h}]`, triangle(h));
-  if (recorded) return;
-  for (const [name, shape] of data.shapes) {
-    const { canvas } = addGrid(find("weight-grids"), `${name} (${shape.join(" × ")})`, weights(name, shape));
-    const details = element("details", "");
-    details.dataset.table = `w:${name}`;
-    details.append(element("summary", ""));
-    if (shape.reduce((product, n) => product * n, 1) <= 2000) canvas.closest("figure").append(details);
-  }
 }
 
 // ---- Numbers explained, and changed ---------------------------------------------------------------------------------
@@ -245,7 +157,7 @@ function speak(chosen) {
   find("lead").textContent = say("lead", { n: count });
   document.title = `${say("title")} · ${data.name}`;
   find("source").textContent = say("source", { name: data.name });
-  find("recorded").textContent = say("recorded", { n: count, t: state.pass ? state.pass.ids.length : 0 });
+  if (recorded) find("recorded").textContent = say("recorded", { n: count, t: recorded.pass.ids.length });
   for (const id of ["step", "back"]) find(id).textContent = say(id);
   find("restart").replaceChildren("⏮ ", element("span", say("restart"), { className: "word" }));
   find("restart").setAttribute("aria-label", say("restart"));
@@ -300,7 +212,7 @@ function listen() {
   on("restart", "click", () => show(state.prompt.length));
   on("typed", "input", type);
   on("prompt", "submit", (event) => event.preventDefault());
-  on("along", "input", () => ((state.along = Number(find("along").value)), draw()));
+  on("along", "input", () => ((state.along = Number(find("along").value)), drawPlanes()));
   on("moment", "input", () => {
     state.moment = Number(find("moment").value);
     model.w = readWeights(data, data.moments[state.moment]?.weights ?? data.weights);
@@ -337,8 +249,7 @@ function start() {
   listen();
   speak(navigator.language.startsWith("vi") ? "vi" : "en");
   begin(recorded ? state.prompt.concat(idsOf(data.prompts[0])) : encode(model, data.prompts[0]));
-  speak(language);
-  grids.forEach((grid) => grid.paint()); // once, so that each has its size
+  for (const grid of grids) if (grid.isStale) grid.paint(); // once, so that each has its size
 }
 
 start();

@@ -58,15 +58,13 @@ def describe(trained: TrainedGPT, name: str, moments: Moments = NONE) -> dict[st
     parameters = dict(model.named_parameters())
     size = sum(parameter.numel() for parameter in parameters.values())
     config = dataclasses.asdict(model.config)
-    prompts = [taught.prompt(pair.question) for pair in taught.pairs[:MOST_PROMPTS]]
-    if not prompts:  # nobody knows what it was taught: any character begins a text
-        prompts = [next(symbol for symbol in tokenizer.vocab if len(symbol) == 1)]
+    prompts = _prompts(trained)
     return {
         "name": name,
         "config": {**config, "n_inner": config["n_inner"] or 4 * config["n_embd"]},
         "symbols": sorted(tokenizer.vocab, key=tokenizer.vocab.__getitem__),
         "end": tokenizer.end,
-        "length": taught.max_length or model.config.n_positions + 1,
+        "length": trained.encode_prompt(prompts[0])[1].max_length or model.config.n_positions + 1,
         "prompts": prompts,
         "pairs": len(taught.pairs),
         "parameters": size,
@@ -95,6 +93,19 @@ def as_data(value: object) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _prompts(trained: TrainedGPT) -> list[str]:
+    """The prompts of taught pairs; of a model without pairs any character, which begins a text."""
+    prompts = []
+    for pair in trained.taught.pairs[:MOST_PROMPTS]:
+        prompt = trained.taught.prompt(pair.question)
+        try:
+            trained.encode_prompt(prompt)
+        except ValueError:
+            continue  # somebody's checkpoint may name pairs that its model cannot read
+        prompts.append(prompt)
+    return prompts or [next(symbol for symbol in trained.tokenizer.vocab if len(symbol) == 1)]
 
 
 def _recorded(trained: TrainedGPT, prompt: str) -> dict[str, Any]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
 from matplotlib.figure import Figure
 
 from tinygpt_lightning.study.figures import CURVES, curve_figure, exactness_figure
-from tinygpt_lightning.study.findings import Contrast, corrected, effects, factor_contrasts
+from tinygpt_lightning.study.findings import (
+    MEASURES,
+    OUTCOMES,
+    SIGNIFICANCE,
+    Comparison,
+    comparisons,
+    corrected,
+    shown_p,
+)  # fmt: skip
+from tinygpt_lightning.study.outcome import Outcome, as_trained
 from tinygpt_lightning.study.rows import Results
+
+NAMES = {"exactness": "exactness", "loss": "the final loss", "epochs": "the epochs to exactness"}
 
 
 class Claims:
@@ -19,18 +31,40 @@ class Claims:
         results: The outcomes.
 
     Attributes:
-        contrasts: All tests on exactness, corrected together.
-        effects: All comparisons of numbers.
+        primary: All comparisons on the outcome that the study is about, corrected together.
+        secondary: All comparisons on other measures, corrected together.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.contrasts = corrected([*factor_contrasts(results), *self.own_contrasts()])
-        self.effects = effects(results)
+        measured = [
+            name for name, value in MEASURES.items() if any(value(outcome) is not None for *_, outcome in results.runs)
+        ]
+        every = [*comparisons(results, None), *self.own_contrasts()]
+        every += [comparison for measure in measured for comparison in comparisons(results, measure)]
+        asked = OUTCOMES[results.study.plan.outcome]
+        self.primary = corrected([each for each in every if each.measure == asked])
+        self.secondary = corrected([each for each in every if each.measure != asked])
 
-    def own_contrasts(self) -> list[Contrast]:
-        """More tests, beside those of each factor."""
+    def own_contrasts(self) -> list[Comparison]:
+        """More comparisons on exactness, beside those of each factor."""
         return []
+
+    @property
+    def outcome(self) -> str:
+        """Name of the outcome that the study is about."""
+        return NAMES[self.results.study.plan.outcome]
+
+    @property
+    def established(self) -> list[str]:
+        """Names of the factors whose effect on the outcome is significant after the correction."""
+        return list(dict.fromkeys(each.factor for each in self.primary if each.established))
+
+    def cannot_tell(self, family: Sequence[Comparison]) -> bool:
+        """Whether so few seeds cannot make any difference between two matched cells significant."""
+        tests = sum(each.informative for each in family)
+        least_p: float = 2 / 2 ** len(self.results.seeds)
+        return least_p * max(1, tests) >= SIGNIFICANCE
 
     def varying(self, setting: str) -> list[str]:
         """Names of the factors that vary a setting whose path ends with ``setting``."""
@@ -40,9 +74,10 @@ class Claims:
 
     def shortcoming(self) -> str | None:
         """Why the report gives no answer; None if it gives one."""
-        if not (reason := self.gap()) and not any(contrast.decisive for contrast in self.contrasts):
-            return f"{len(self.results.seeds)} seeds establish no effect on exactness"
-        return reason
+        if (reason := self.gap()) or self.established:
+            return reason
+        verb = "cannot establish an" if self.cannot_tell(self.primary) else "establish no"
+        return f"{len(self.results.seeds)} seeds {verb} effect on {self.outcome}"
 
     def gap(self) -> str | None:
         """What is wrong with the runs; None if nothing is."""
@@ -52,11 +87,6 @@ class Claims:
             return f"{self.results.diverged} of {len(self.results.runs)} runs diverged"
         return None
 
-    @property
-    def established(self) -> list[str]:
-        """Names of the factors whose effect on exactness is significant after the correction."""
-        return list(dict.fromkeys(contrast.factor for contrast in self.contrasts if contrast.decisive))
-
     def sentences(self) -> list[str]:
         """The opening paragraph, at most five sentences: the answer, its evidence, and remarks."""
         return [*self.headline(), *self.evidence(), *self.remarks()]
@@ -64,43 +94,40 @@ class Claims:
     def headline(self) -> list[str]:
         """The answer."""
         if not self.established:
-            return [f"**With {len(self.results.seeds)} seeds no factor's effect on exactness is established.**"]
-        return [f"**What decides is {listed(self.established)}.**"]
+            return [f"**With {len(self.results.seeds)} seeds no factor's effect on {self.outcome} is established.**"]
+        return [f"**What decides on {self.outcome} is {listed(self.established)}.**"]
 
     def evidence(self) -> list[str]:
-        """The test with the smallest p-value, if it is significant."""
+        """The comparison with the smallest p-value, if it is significant."""
         if not self.established:
             return []
-        best = min(self.contrasts, key=lambda contrast: contrast.p)
-        first, *others = (f"{level} in {k}" for level, k in zip(best.levels, best.exact, strict=True))
-        counts = listed([f"{first} of {best.n} seeds", *others])
-        return [
-            f"The sentence is exact with {best.factor} {counts} ({best.within}; {best.test}, p = {best.p_holm:.2g} "
-            "after Holm)."
-        ]
+        best = min((each for each in self.primary if each.established), key=lambda each: each.p)
+        (first, second), (one, other) = best.levels, best.shown
+        said = f"{best.factor} {first} gives {one}, {second} {other}"
+        what = "Runs that are exact" if best.measure is None else f"Median of the {best.measure}"
+        return [f"{what}: {said} ({best.within}; p {shown_p(best.p_holm or 0)} after Holm)."]
 
     def remarks(self) -> list[str]:
-        """Factors without an effect on exactness, and effects on other measures."""
+        """Factors without an effect on the outcome, and effects on other measures."""
         return [*self.without_effect(), *self.effects_sentence()]
 
     def without_effect(self) -> list[str]:
-        """Factors without an established effect, if there are any."""
-        contrasts = [contrast for contrast in self.contrasts if contrast.factor not in self.established]
-        if not contrasts:
+        """Factors without an established effect on the outcome, if there are any."""
+        others = [each for each in self.primary if each.factor not in self.established]
+        if not others:
             return []
-        factors = listed(list(dict.fromkeys(contrast.factor for contrast in contrasts)))
-        differing = max(contrast.differing for contrast in contrasts)
-        seeds = f"{differing} of {len(self.results.seeds)} seeds at most" if differing else "no seed"
-        return [f"No effect of {factors} on exactness is established: it makes a difference in {seeds}."]
+        factors = listed(list(dict.fromkeys(each.factor for each in others)))
+        same = "" if any(each.informative for each in others) else ": no pair of runs differs in it"
+        return [f"No effect of {factors} on {self.outcome} is established{same}."]
 
     def effects_sentence(self) -> list[str]:
-        """The measures on which the factors have an effect, if there are any."""
-        clear: dict[str, dict[str, None]] = {}  # in the order in which they come
-        for effect in self.effects:
-            if effect.clear:
-                clear.setdefault(effect.measure, {})[effect.factor] = None
+        """Significant differences in other measures, if there are any."""
+        clear: dict[str, dict[str, None]] = {}  # in the order of the comparisons
+        for each in self.secondary:
+            if each.established:
+                clear.setdefault(each.measure or NAMES["exactness"], {})[each.factor] = None
         parts = [f"{measure} with {listed(list(factors))}" for measure, factors in clear.items()]
-        return [f"What differs clearly, everything else being equal: {'; '.join(parts)}."] if parts else []
+        return [f"Other significant differences: {'; '.join(parts)}."] if parts else []
 
     def sections(self) -> list[str]:
         """More sections of the report, in Markdown, before the tables that every report has."""
@@ -156,3 +183,22 @@ def spread(values: Iterable[float | None]) -> str:
         return missing or "–"
     middle, low, high = (shown(value) for value in (median(known), min(known), max(known)))
     return (middle if low == high else f"{middle} ({low}–{high})") + (f"; {missing}" if missing else "")
+
+
+def epochs_spread(outcomes: Sequence[Outcome]) -> str:
+    """Kaplan–Meier median and range of the epochs to exactness, and the seeds without it or that lost it again.
+
+    >>> outcomes = [{"epochs_to_exact": epochs, "exact": epochs == 3} for epochs in (3, 5, None)]
+    >>> epochs_spread(outcomes)
+    '5 (3–5); 1 never, 1 lost it again'
+    """
+    known = sorted(o["epochs_to_exact"] for o in outcomes if o["epochs_to_exact"] is not None)
+    if not known:
+        return "never" if outcomes else "–"
+    # All seeds of a cell are censored at the same epoch: the median is that of all seeds, those without it the last.
+    middle = shown(median([*known, *[math.inf] * (len(outcomes) - len(known))]))
+    never = len(outcomes) - len(known)
+    lost = sum(o["epochs_to_exact"] is not None and not as_trained(o, "exact") for o in outcomes)
+    notes = [f"{count} {what}" for count, what in ((never, "never"), (lost, "lost it again")) if count]
+    text = middle if known[0] == known[-1] and not never else f"{middle} ({known[0]}–{known[-1]})"
+    return text.replace("inf", "never in half of the seeds") + (f"; {', '.join(notes)}" if notes else "")

@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from tinygpt_lightning.study.claims import Claims, listed, spread, table
 from tinygpt_lightning.study.design import Cell
-from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves
+from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves, place_legend
 from tinygpt_lightning.study.findings import SIGNIFICANCE
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.recipe import ADAMS_STATE
 from tinygpt_lightning.study.rows import Results
-from tinygpt_lightning.study.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
+from tinygpt_lightning.study.statistics import Interval, holm, mean_interval, sign_test
 
 CARRIES = 0.9  # least fraction of the reset's effect that counts as nearly all of it
 
@@ -73,7 +73,7 @@ class Reset(Claims):
         carriers = [listed(sorted(carrier)) for carrier in self.carriers]
         least = min(self.carriers, key=len)
         found = [
-            f"**What carries the reset's effect is starting {' or '.join(carriers)} anew.**",
+            f"**What carries the reset's effect on the loss is a reset of {' or '.join(carriers)}.**",
             f"The final loss is then {self.factorial[least].loss}, with everything new it is {whole.loss}, with "
             f"everything kept {kept.loss} (medians of {len(self.results.seeds)} seeds).",
         ]
@@ -120,7 +120,7 @@ class Reset(Claims):
             "## What each part of the state does",
             table(header, rows),
             "Share: how far the logarithm of the final loss (dropout off) goes from that of everything kept, 0, to "
-            "that of everything new, 1; mean over the seeds, each compared with itself, with a percentile bootstrap "
+            "that of everything new, 1; mean over the seeds, each compared with itself, with Student's "
             f"interval. From {CARRIES} on, a part is said to carry the effect. p: sign test against everything kept. "
             "*Seeds above knowing nothing*: the loss at the end is above that of a uniform guess, or no number.",
             *([WHY] if self.carriers == [MOMENTS] else []),
@@ -145,8 +145,7 @@ class Reset(Claims):
                 draw_curve(axes, self.results, share.cell, curve, colour, style, share.cell.control or words)
             finish_curves(axes, self.results, curve)
             axes.set_ylabel(CURVES[curve])
-        lines, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
+        place_legend(figure, [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")])
         figure.suptitle("What starts anew at the boundary; medians over seeds, band: all seeds", weight="bold")
         return figure
 
@@ -158,8 +157,10 @@ WHY = (
     "still holds the large gradients of the beginning, so every step is small; anew, it holds those of today, and the "
     "step is about the learning rate in each weight, however small the gradients have become. The first moment, kept, "
     "is of yesterday's size: divided by a second moment of today's size it is far too large a step, once. "
-    "(Others restart them on purpose: AdaR, IJCAI 2025, both moments on a cycle; Abuduweili and Liu 2024, arXiv "
-    "2412.02153, are about the second moment's start from zero.)"
+    "(Others reset them on purpose: Asadi et al. 2023, arXiv 2306.17833, both moments between the iterations of "
+    "reinforcement learning; Ellis et al. 2024, arXiv 2412.17113, Adam-Rel, the step count, which is a cell here; "
+    "SPAM, arXiv 2501.06842, both moments, followed by a warm-up; AdaR, IJCAI 2025, both moments on a cycle. Abduweili "
+    "and Liu 2024, arXiv 2412.02153, are about the second moment's start from zero.)"
 )
 
 
@@ -174,7 +175,7 @@ class Share:
         higher: Number of seeds whose loss is higher.
         mean: Mean fraction over the seeds: 0 is everything kept, 1 is everything new. None if a loss is NaN or inf,
             or the whole reset does not lower the loss of every seed.
-        interval: 95 % bootstrap interval of the mean.
+        interval: Student's 95 % interval of the mean.
         p: Two-sided p-value of the sign test against everything kept, after Holm's correction.
     """
 
@@ -237,8 +238,8 @@ def shares(results: Results) -> list[Share]:
                 lower,
                 higher,
                 sum(comparable) / len(comparable) if complete else None,
-                paired_bootstrap(comparable) if complete and len(comparable) > 1 else None,
-                mcnemar_exact(lower, higher),
+                mean_interval(comparable) if complete and len(comparable) > 1 else None,
+                sign_test(lower, higher),
             )
         )
     adjusted = holm([share.p for share in found])

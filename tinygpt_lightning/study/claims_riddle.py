@@ -13,7 +13,7 @@ from tinygpt_lightning.gpt.tokenizer import PAD, UNK
 from tinygpt_lightning.study.claims import Claims, table
 from tinygpt_lightning.study.design import Cell
 from tinygpt_lightning.study.figures import GREY
-from tinygpt_lightning.study.findings import Contrast, contrast
+from tinygpt_lightning.study.findings import Comparison, compare, shown_p
 from tinygpt_lightning.study.outcome import Outcome, as_trained
 
 COLUMNS = 32  # symbols in a line of the figure
@@ -29,6 +29,11 @@ class Riddle(Claims):
         return sum(outcome["exact"] == same_vocabulary(cell) for cell, _, outcome in self.results.runs)
 
     @property
+    def networks(self) -> int:
+        """Number of different networks among the runs: those of one seed with one loss curve and end are the same."""
+        return len({(seed, o["final_loss_dropout_off"], tuple(o["loss"])) for _, seed, o in self.results.runs})
+
+    @property
     def example(self) -> tuple[Cell, int] | None:
         """The run to show: the first inexact one that is exact in the vocabulary of training, or the first run."""
         runs = self.results.runs
@@ -36,13 +41,15 @@ class Riddle(Claims):
         return next(((cell, seed) for cell, seed, _ in misread or runs), None)
 
     @override
-    def own_contrasts(self) -> list[Contrast]:
-        tests = []
+    def own_contrasts(self) -> list[Comparison]:
+        found = []
         for within, renumbered in (("ids kept", False), ("renumbered on reload", True)):
             cells = [cell for cell in self.results.study.cells if cell.recipe.renumber == renumbered]
-            groups = {"several": [cell for cell in cells if staged(cell)], "one": [c for c in cells if not staged(c)]}
-            tests.append(contrast(self.results, "the number of stages", within, groups))
-        return [test for test in tests if test]
+            several, one = [cell for cell in cells if staged(cell)], [cell for cell in cells if not staged(cell)]
+            if several and one:
+                levels = ("several", "one")
+                found.append(compare(self.results, "the number of stages", within, levels, [(several, one)], None))
+        return [comparison for comparison in found if comparison]
 
     @override
     def headline(self) -> list[str]:
@@ -69,6 +76,10 @@ class Riddle(Claims):
         sections = [
             "## What holds of the original's findings",
             table(["claim", "verdict", "evidence"], verdicts(self)),
+            f"{len(self.results.runs)} rows are {self.networks} different networks: the vocabulary that is read "
+            "changes no training of one stage, and a kept optimizer with carried weights is one long stage. A shorter "
+            "single stage is the beginning of a longer one. Where all runs are exact, exactness is at its ceiling and "
+            "shows no difference between them; epochs to exactness and shorter last stages can.",
         ]
         if self.example:
             cell, seed = self.example
@@ -123,16 +134,16 @@ def verdicts(claims: Riddle) -> list[tuple[str, str, str]]:
         ("re-initialising the optimizer is a key factor", "reset_optimizer"),
         ("the first stage is essential: it gives the next one better weights", "weights"),
     ):
-        about = [each for each in claims.contrasts if each.factor in claims.varying(setting)]
+        about = [each for each in claims.primary if each.factor in claims.varying(setting)]
         if about:
-            verdict = "holds" if any(each.decisive for each in about) else "no effect on exactness established"
+            verdict = "holds" if any(each.established for each in about) else "no effect on exactness established"
             found.append((claim, verdict, "; ".join(_evidence(each) for each in about)))
     return found
 
 
-def _evidence(test: Contrast) -> str:
-    counts = ", ".join(f"{level} {k}/{test.n}" for level, k in zip(test.levels, test.exact, strict=True))
-    return f"{test.within}: {counts}, p = {test.p:.2g}"
+def _evidence(test: Comparison) -> str:
+    counts = ", ".join(f"{level} {count}" for level, count in zip(test.levels, test.shown, strict=True))
+    return f"{test.within}: {counts}, p {shown_p(test.p)}"
 
 
 def symbols(text: str) -> list[str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from tinygpt_lightning.commands.errors import UsageError, fail, need
-from tinygpt_lightning.commands.settings import lightning_errors
+from tinygpt_lightning.commands.parser import lightning_errors
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
-from tinygpt_lightning.study.design import FabricSettings, Plan, Study
+from tinygpt_lightning.study.design import FabricSettings, Plan, Study, Tuning
 from tinygpt_lightning.study.recipe import SETTINGS, RecipeParser
 
 
@@ -37,12 +37,13 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
     configs = [Path(str(path)) for path in settings.pop("config", None) or []]
     base = {name: value for name, value in parser.plain(settings).items() if name in SETTINGS}
     asked = {field.name: settings[field.name] for field in dataclasses.fields(Plan)}
+    tune = Tuning(**vars(settings.tune)) if settings.tune else None
     try:
-        plan = Plan(**{**asked, "fabric": FabricSettings(**vars(settings.fabric))})
+        plan = Plan(**{**asked, "fabric": FabricSettings(**vars(settings.fabric)), "tune": tune})
     except ValueError as error:
         raise UsageError(str(error)) from None
     name = "-".join(path.stem for path in configs) or "study"
-    return Study(plan, base), Path(plan.output) if plan.output else Path("checkpoints") / name
+    return Study(plan, base), Path(plan.output).expanduser() if plan.output else Path("checkpoints") / name
 
 
 @lightning_errors()
@@ -58,10 +59,11 @@ def study(args: Sequence[str]) -> None:
     asked, folder = parse(args)
     need("study", ("scipy", "matplotlib"), "study")
     # Imported here because it needs both.
-    from tinygpt_lightning.study.runner import Runner
+    from tinygpt_lightning.study.runner import Runner, tuned
 
     try:
-        complete = Runner(asked, folder, f"{PROGRAM} study {shlex.join(args)}").run()
+        typed = f"{PROGRAM} study {shlex.join(args)}"
+        complete = Runner(tuned(asked, folder, typed), folder).run(typed)
     except KeyboardInterrupt:
         fail("interrupted; the same command continues after the finished rows", 128 + signal.SIGINT)
     if not complete:

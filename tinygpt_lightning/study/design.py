@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
 from tinygpt_lightning.commands.errors import UsageError
-from tinygpt_lightning.study.recipe import Recipe, Settings, as_key, read_recipe
+from tinygpt_lightning.study.paths import Patch, Settings, change
+from tinygpt_lightning.study.recipe import Recipe, as_key, read_recipe
 
 MOST_SEEDS = 1_000_000
 LARGEST_SEED = 2**31  # multiplied by the stride between seeds, it is still a valid seed of PyTorch
 
-Patch = Mapping[str, Any]  # path of a setting to its value
-
 
 @dataclass(frozen=True)
 class FabricSettings:
-    """Where the study runs; the processes divide the chunks among them.
+    """Where the study runs. The same command on other machines that see the output folder shares the work.
 
     Args:
         accelerator: cpu, cuda, or another accelerator that Lightning Fabric supports.
-        devices: Processes (and devices) on each machine.
-        num_nodes: Machines; all must see the output folder.
+        devices: Processes (and devices) on this machine.
     """
 
     accelerator: str = "cpu"
     devices: int = 1
-    num_nodes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fabric.{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.devices < 1:
+            raise ValueError(f"fabric.devices: expected 1 or more, got {self.devices}")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A setting that each cell has at its best value, chosen on other seeds than those that are reported.
+
+    The tuning is a study of its own, in the folder ``tuning`` of the results; the best value has the lowest median of
+    the final loss, dropout off, over its seeds.
+
+    Args:
+        setting: Path of the setting.
+        choices: Values to choose from.
+        seeds: Seeds to choose on; none of them may be a seed of the plan.
+    """
+
+    setting: str
+    choices: list[Any]
+    seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,16 @@ class Plan:
             the settings that make it. ``stages[1:]`` means every stage but the first. Later factors see the changes
             of earlier ones.
         controls: Cells beside the combinations of levels: a name, and the settings that make it.
+        outcome: The outcome that the question is about; the title of the report says whether a factor changes it.
         claims: The claims that the report judges; null means none beyond the statistical tests.
         seeds: Number of seeds, counted from 0, or a list of seeds.
+        tune: A setting that each cell has at its best value, chosen on other seeds; null means none.
         chunk: Seeds that train together. More seeds need more memory, 0.3 GiB each at full size.
         threads: CPU threads of each process. The last bits of a result depend on it, and on the chunk of a very
             small model; they never depend on the number of processes.
         share: Whether runs with the same beginning compute it once; it changes no result.
+        engine: auto trains the seeds of a chunk together where that is possible (one pair, elementwise optimizers);
+            fit trains every run alone, as the command `fit` does.
         measure_updates: Whether to measure the length of each weight update; it changes no result.
         curve_points: Number of epochs of a long curve that a row keeps.
         fabric: Where the study runs.
@@ -66,11 +83,14 @@ class Plan:
     title: str | None = None
     factors: dict[str, list[Any] | dict[str, dict[str, Any]]] = field(default_factory=dict)
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outcome: Literal["exactness", "loss", "epochs"] = "exactness"
     claims: Literal["riddle", "reset", "frontier"] | None = None
     seeds: int | list[int] = 20
+    tune: Tuning | None = None
     chunk: int = 2
     threads: int = 1
     share: bool = True
+    engine: Literal["auto", "fit"] = "auto"
     measure_updates: bool = False
     curve_points: int = 400
     fabric: FabricSettings = field(default_factory=FabricSettings)
@@ -84,6 +104,10 @@ class Plan:
             raise ValueError(f"seeds: expected one or more different seeds, got {self.seeds}")
         if not 0 <= min(seeds) <= max(seeds) < LARGEST_SEED:
             raise ValueError(f"seeds: expected 0 to {LARGEST_SEED - 1}, got {self.seeds}")
+        if self.tune and not self.tune.choices:
+            raise ValueError("tune.choices: expected one or more values, got none")
+        if self.tune and (both := sorted({*seeds} & {*self.tune.seeds})):
+            raise ValueError(f"tune.seeds: expected other seeds than those of the plan, got {both} in both")
         for name, least in (("chunk", 1), ("threads", 1), ("curve_points", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
@@ -131,8 +155,15 @@ class Factor:
         {'1': {'model.config.n_head': 1}, '2': {'model.config.n_head': 2}}
         """
         if isinstance(levels, list):
-            levels = {value if isinstance(value, str) else as_key(value): {name: value} for value in levels}
-        return cls(name, {str(level): patch for level, patch in levels.items()})  # YAML reads 500 as a number
+            pairs: list[tuple[str, Patch]] = [
+                (value if isinstance(value, str) else as_key(value), {name: value}) for value in levels
+            ]
+        else:
+            pairs = [(str(level), patch) for level, patch in levels.items()]  # YAML reads 500 as a number
+        by_name = dict(pairs)
+        if len(by_name) < len(pairs):
+            raise UsageError(f"factors.{name}: expected different levels, got {', '.join(name for name, _ in pairs)}")
+        return cls(name, by_name)
 
     @property
     def paths(self) -> list[str]:
@@ -140,8 +171,18 @@ class Factor:
         return sorted({path for patch in self.levels.values() for path in patch})
 
     def applies(self, settings: Settings) -> bool:
-        """Whether some level changes a setting that a run with ``settings`` has."""
-        return any(change(copy.deepcopy(settings), patch) for patch in self.levels.values())
+        """Whether a run with ``settings`` has the settings of the levels.
+
+        Raises:
+            UsageError: If it has some of them only.
+        """
+        dead = {path for patch in self.levels.values() for path in change(copy.deepcopy(settings), patch)}
+        if dead and dead != set(self.paths):
+            raise UsageError(
+                f"factors.{self.name}: expected settings that the run has, all or none of them, "
+                f"got {', '.join(sorted(dead))}, which it lacks"
+            )
+        return not dead
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +220,7 @@ class Study:
     Args:
         plan: The design.
         base: The complete settings of a run, which factors and controls change.
+        tuned: The value of the plan's tuned setting, by the name of the cell; None before it is chosen.
 
     Attributes:
         factors: The factors of the design.
@@ -188,9 +230,10 @@ class Study:
         UsageError: If a cell cannot be trained, two cells are the same run, or a factor changes nothing anywhere.
     """
 
-    def __init__(self, plan: Plan, base: Settings) -> None:
+    def __init__(self, plan: Plan, base: Settings, tuned: Mapping[str, Any] | None = None) -> None:
         self.plan = plan
         self.base = base
+        self.tuned = tuned
         self.factors = [Factor.read(name, levels) for name, levels in plan.factors.items()]
         self.cells = [*self._combinations(), *self._controls()]
         for factor in self.factors:
@@ -207,8 +250,11 @@ class Study:
         """A copy with a fixed value at every setting that this study varies: equal for all runs of one study."""
         settings = copy.deepcopy(settings)
         patches = [patch for factor in self.factors for patch in factor.levels.values()]
-        for patch in [*patches, *self.plan.controls.values()]:
-            change(settings, patch)
+        tuned = [{self.plan.tune.setting: None}] if self.plan.tune else []
+        for patch in [*patches, *self.plan.controls.values(), *tuned]:
+            for path, value in patch.items():
+                change(settings, {path: None})  # so that nothing is merged with what the run has there
+                change(settings, {path: value})
         return settings
 
     def _combinations(self) -> list[Cell]:
@@ -216,91 +262,38 @@ class Study:
         for combination in product(*(factor.levels for factor in self.factors)):
             settings, levels = copy.deepcopy(self.base), {}
             for factor, level in zip(self.factors, combination, strict=True):
-                if factor.applies(settings):
-                    change(settings, factor.levels[level])
-                    levels[factor.name] = level
+                try:
+                    if factor.applies(settings):
+                        change(settings, factor.levels[level])
+                        levels[factor.name] = level
+                except UsageError as error:
+                    raise UsageError(f"{level_names(levels)}: {error}" if levels else str(error)) from None
             if as_key(levels) not in cells:
-                cells[as_key(levels)] = _cell(settings, levels)
+                cells[as_key(levels)] = self._cell(settings, levels)
         return list(cells.values())
 
     def _controls(self) -> list[Cell]:
         cells = []
         for name, patch in self.plan.controls.items():
             settings = copy.deepcopy(self.base)
-            if not change(settings, patch):
-                raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(patch)}")
-            cells.append(_cell(settings, {}, name))
+            if dead := change(settings, patch):
+                raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(dead)}")
+            cells.append(self._cell(settings, {}, name))
         return cells
 
+    def _cell(self, settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
+        name = control or level_names(levels) or "base"
+        try:
+            if self.plan.tune and self.tuned and change(settings, {self.plan.tune.setting: self.tuned[name]}):
+                raise UsageError(f"tune.setting: expected a setting that the cell has, got {self.plan.tune.setting}")
+            return Cell(levels, read_recipe(settings), control)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}" if name != "base" else str(error)) from None
 
-def _cell(settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
-    try:
-        return Cell(levels, read_recipe(settings), control)
-    except UsageError as error:
-        name = control or level_names(levels)
-        raise UsageError(f"{name}: {error}" if name else str(error)) from None
-
-
-def change(settings: Settings, patch: Patch) -> bool:
-    """Set values at their paths, in place.
-
-    A path may lead to several places, or to none: ``stages[1:]`` is every stage but the first.
-
-    Args:
-        settings: Plain nested values.
-        patch: Path to value.
-
-    Returns:
-        Whether some path led to a place.
-
-    Raises:
-        UsageError: If a path is malformed, or leads through a value that has no parts.
-
-    >>> settings = {"stages": [{"epochs": 3}, {"epochs": 3}], "renumber": False}
-    >>> change(settings, {"stages[1:].epochs": 5, "renumber": True}), settings
-    (True, {'stages': [{'epochs': 3}, {'epochs': 5}], 'renumber': True})
-    >>> change(settings, {"stages[2:].epochs": 5})
-    False
-    """
-    return sum(_put(settings, path, _steps(path), value) for path, value in patch.items()) > 0
-
-
-def _put(node: Any, path: str, steps: Sequence[str | slice], value: Any) -> int:
-    """Set ``value`` behind ``steps``; returns the number of places."""
-    step, *rest = steps
-    keys: Sequence[int | str]
-    if isinstance(step, slice):
-        if not isinstance(node, list):
-            raise UsageError(f"{path}: expected a list before the brackets, got {node!r}")
-        keys = range(len(node))[step]
-    else:
-        if not isinstance(node, dict):
-            raise UsageError(f"{path}: expected settings with a name before {step!r}, got {node!r}")
-        if "class_path" in node and step not in ("class_path", "init_args"):
-            node = node.setdefault("init_args", {})  # as on the command line of `fit`
-        keys = [step]
-        if rest and node.get(step) is None:
-            node[step] = {}  # null, where nested settings may be
-    if not rest:
-        for key in keys:
-            node[key] = copy.deepcopy(value)
-        return len(keys)
-    return sum(_put(node[key], path, rest, value) for key in keys)
-
-
-# A library was no simplification: of those with slices (jsonpath-ng), none knows `init_args` or tells a missing place.
-_STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+|-?\d*:-?\d*)\]")
-
-
-def _steps(path: str) -> list[str | slice]:
-    if not path or path.startswith(".") or _STEP.sub("", path):
-        raise UsageError(
-            f"expected the path of a setting, such as model.config.n_embd or stages[1:].weights, got {path!r}"
-        )
-    return [name or _slice(brackets) for name, brackets in _STEP.findall(path)]
-
-
-def _slice(brackets: str) -> slice:
-    if ":" in brackets:
-        return slice(*(int(number) if number else None for number in brackets.split(":")))
-    return slice(int(brackets), int(brackets) + 1 or None)
+    def tuning(self) -> list[tuple[Any, Study]]:
+        """The studies that the tuned setting is chosen by: this one at each value, on the seeds of the tuning."""
+        if self.plan.tune is None:
+            return []
+        names = [cell.name for cell in self.cells]
+        plan = replace(self.plan, seeds=self.plan.tune.seeds, tune=replace(self.plan.tune, seeds=[]))
+        return [(value, Study(plan, self.base, dict.fromkeys(names, value))) for value in self.plan.tune.choices]

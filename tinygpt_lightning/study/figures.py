@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from tinygpt_lightning.study.design import Cell, Factor, Study, level_names
-from tinygpt_lightning.study.outcome import as_trained
+from tinygpt_lightning.study.outcome import IN_TRAINING, as_trained
 from tinygpt_lightning.study.rows import Results
 from tinygpt_lightning.study.statistics import clopper_pearson
 
@@ -69,9 +72,11 @@ def exactness_figure(results: Results) -> Figure:
     """Fraction of exact seeds by cell, with 95 % intervals, in the vocabulary that is read and that of training."""
     cells = [cell for cell in results.study.cells if results.by_cell[cell]]
     drawn = looks(results.study)
-    figure = Figure(figsize=(10, 1.6 + 0.42 * len(cells)), layout="constrained")
+    misread = any(f"exact{IN_TRAINING}" in outcome for _, _, outcome in results.runs)
+    # The cells' names take what they need, a tenth of an inch for a character; the axis and its text take the rest.
+    width = 5.5 + 0.085 * max((len(cell.name) for cell in cells), default=0)
+    figure = Figure(figsize=(width, 1.9 + 0.42 * len(cells)), layout="constrained")
     axes = figure.add_subplot()
-    misread = any("in_training_vocabulary" in outcome for _, _, outcome in results.runs)
     for y, cell in enumerate(cells):
         outcomes = list(results.by_cell[cell].values())
         n, k = len(outcomes), sum(outcome["exact"] for outcome in outcomes)
@@ -81,12 +86,12 @@ def exactness_figure(results: Results) -> Figure:
             _draw_share(axes, trained, n, y + 0.18, fmt="D", markersize=4.5, color=GREY, mfc="white")
         axes.text(1.04, y, f"{k}/{n}", va="center", weight="bold", color=drawn[cell].colour)
     axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
-    axes.set_xlim(-0.03, 1.12)
+    axes.set_xlim(-0.03, 1.3)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_ylim(len(cells) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("runs that reproduce the sentence exactly, with 95 % Clopper–Pearson intervals", fontsize=10)
+    axes.set_xlabel("exact runs, with 95 % Clopper–Pearson intervals", fontsize=10)
     figure.suptitle("Exact reproduction by cell", weight="bold")
     if misread:
         handles = [
@@ -96,8 +101,18 @@ def exactness_figure(results: Results) -> Figure:
                 label="same weights, read with the vocabulary of training",
             ),
         ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+        place_legend(figure, handles)
     return figure
+
+
+def place_legend(figure: Figure, handles: Sequence[Line2D | Rectangle], least_columns: int = 1) -> None:
+    """Put a legend below everything else, in as many columns as the figure is wide enough for."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    width, height = figure.get_size_inches()
+    columns = max(least_columns, min(len(handles), int(width / (0.6 + 0.085 * longest))))
+    rows = -(-len(handles) // columns)
+    figure.set_size_inches(width, height + 0.22 * rows)
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _draw_share(axes: Axes, k: int, n: int, y: float, **marks: object) -> None:
@@ -117,14 +132,15 @@ def curve_figure(results: Results, curve: str) -> Figure:
     panels = list(dict.fromkeys(how.panel for how in drawn.values()))
     columns = min(len(panels), MOST_COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(max(6.5, 5 * columns), 0.9 + 3.6 * rows), layout="constrained")
+    width = max(5 * columns, 1 + 0.085 * max(len(how.label) for how in drawn.values()))  # one entry of the legend
+    figure = Figure(figsize=(max(6.5, width), 0.9 + 3.6 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes, panel in zip(grid, panels, strict=False):
         for cell, how in drawn.items():
             if how.panel == panel:
                 draw_curve(axes, results, cell, curve, how.colour, how.style, how.label)
         finish_curves(axes, results, curve)
-        axes.set_title(panel, fontsize=10)
+        axes.set_title("\n".join(wrap(panel, 60)), fontsize=10)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.supylabel(f"{CURVES[curve]}; median over seeds, band: all seeds", fontsize=10)
@@ -133,7 +149,7 @@ def curve_figure(results: Results, curve: str) -> Figure:
         for line in axes.get_lines():
             if not str(line.get_label()).startswith("_"):  # matplotlib's own names
                 handles.setdefault(str(line.get_label()), line)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    place_legend(figure, list(handles.values()))
     figure.suptitle(f"{CURVES[curve].partition(' (')[0].capitalize()} by epoch", weight="bold")
     return figure
 

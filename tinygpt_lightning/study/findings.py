@@ -1,200 +1,217 @@
-"""Which factors matter, by tests that the design fixes before there are results.
+"""Which factors matter: comparisons of levels, paired by seed, that the design fixes before there are results.
 
-A factor is compared within each level of the first factor, and the first factor within each level of the second:
-effects often depend on another factor, and the order of the factors in the config says which one.
+Two levels of a factor are compared within each level of the first factor, and those of the first factor within each
+level of the second: effects often depend on another factor, and the order of the factors in the config says which one.
+Only matched cells are compared: cells that agree in every other factor that both levels have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from statistics import median
 
-from tinygpt_lightning.study.design import Cell, Factor, level_names
+import numpy as np
+
+from tinygpt_lightning.study.design import Cell
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.rows import Results
-from tinygpt_lightning.study.statistics import (
-    Interval,
-    cochran_q,
-    friedman,
-    holm,
-    mcnemar_exact,
-    paired_bootstrap,
-)
+from tinygpt_lightning.study.statistics import holm, kaplan_meier, logrank_scores, permutation_test, sign_flip
 
 SIGNIFICANCE = 0.05
+LOSS = "final loss, dropout off (nats)"
+EPOCHS = "epochs of the last stage to exactness"
 MEASURES: dict[str, Callable[[Outcome], float | None]] = {
-    "final loss, dropout off (nats)": lambda outcome: outcome["final_loss_dropout_off"],
+    LOSS: lambda outcome: outcome["final_loss_dropout_off"],
     "final loss, dropout on (nats)": lambda outcome: outcome["final_loss_dropout_on"],
-    "epochs of the last stage to exactness": lambda outcome: outcome["epochs_to_exact"],
+    EPOCHS: lambda outcome: outcome["epochs_to_exact"],
     "first update of the last stage (norm)": lambda outcome: outcome.get("first_update_norm"),
 }
+OUTCOMES = {"exactness": None, "loss": LOSS, "epochs": EPOCHS}  # settings of a plan to measures
+SMALLEST = 1e-12  # a loss of 0 has no logarithm
 
-Groups = Mapping[str, Sequence[Cell]]  # level to the cells that have it
+Stratum = tuple[list[Cell], list[Cell]]  # matched cells: those of the first level, those of the second
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """A test of one factor on exactness, paired by seed: McNemar's for two levels, Cochran's Q for more.
+class Comparison:
+    """Two levels of a factor, compared on exactness or on a number.
 
-    A seed is a success at a level if *all* its runs at that level are exact, so each seed counts once: the
-    runs of a seed are similar, and counting each would make the evidence look stronger than it is.
+    Numbers are tested by flips of the sign of each seed's mean difference: of logarithms, or of log-rank scores for
+    epochs to exactness, where a run that never became exact counts as censored. Exactness is tested by a permutation
+    of the labels within each seed and by sign flips, and the larger p-value counts: the permutation needs runs of a
+    seed that are exchangeable, which runs of one level that share a beginning are not; sign flips need differences
+    that are symmetric under the null, which they are not if one level has more runs. For one pair of cells both are
+    McNemar's exact test.
 
     Args:
         factor: Name of the factor.
         within: The part of the design that is compared.
-        levels: The levels that are compared.
-        n: Number of seeds that have all their runs at all levels.
-        exact: Number of seeds that are successes, at each level.
-        differing: Number of seeds that are not the same at all levels.
+        levels: The two levels.
+        measure: Name of the measure; None means exactness.
+        n: Number of seeds that have all runs at both levels, with the measure.
+        left_out: Number of seeds that lack the measure in some run, because its loss diverged.
+        shown: Summary of each level: exact runs of all runs, or the median.
+        effect: For exactness the difference of the exact shares, first less second; for the others the ratio of
+            geometric means, first to second. None for epochs.
         p: Two-sided p-value.
-        p_holm: The p-value after Holm's correction for all tests of the study; None before it.
+        informative: Whether any result of these seeds could have a p-value below 1.
+        p_holm: The p-value after Holm's correction for all informative tests of its family; None before it.
     """
 
     factor: str
     within: str
-    levels: tuple[str, ...]
+    levels: tuple[str, str]
+    measure: str | None
     n: int
-    exact: tuple[int, ...]
-    differing: int
+    left_out: int
+    shown: tuple[str, str]
+    effect: float | None
     p: float
+    informative: bool
     p_holm: float | None = None
 
     @property
-    def test(self) -> str:
-        """Name of the test."""
-        return "McNemar's exact" if len(self.levels) == 2 else "Cochran's Q"
-
-    @property
-    def decisive(self) -> bool:
-        """Whether the effect is significant after the correction."""
+    def established(self) -> bool:
+        """Whether the difference is significant after the correction."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANCE
 
 
-def contrast(results: Results, factor: str, within: str, groups: Groups) -> Contrast | None:
-    """Compare groups of cells; None if fewer than two have cells, or no seed has all its runs."""
-    groups = {level: cells for level, cells in groups.items() if cells}
-    everywhere = [cell for cells in groups.values() for cell in cells]
-    seeds = [seed for seed in results.seeds if all(seed in results.by_cell[cell] for cell in everywhere)]
-    if len(groups) < 2 or not seeds:
+def compare(
+    results: Results, factor: str, within: str, levels: tuple[str, str], strata: Sequence[Stratum], measure: str | None
+) -> Comparison | None:
+    """Compare matched cells; None if there are none, or no seed has all their runs."""
+    cells = [cell for stratum in strata for side in stratum for cell in side]
+    seeds = [seed for seed in results.seeds if all(seed in results.by_cell[cell] for cell in cells)]
+    if not cells or not seeds:
         return None
-    outcomes = [
-        [all(results.by_cell[cell][seed]["exact"] for cell in cells) for cells in groups.values()] for seed in seeds
-    ]
-    exact = tuple(sum(level) for level in zip(*outcomes, strict=True))
-    differing = sum(len(set(levels)) > 1 for levels in outcomes)
-    if len(groups) == 2:
-        p = mcnemar_exact(sum(a and not b for a, b in outcomes), sum(b and not a for a, b in outcomes))
-    else:
-        p = cochran_q(outcomes)
-    return Contrast(factor, within, tuple(groups), len(seeds), exact, differing, p)
+    if measure is None:
+        return _compare_exactness(results, factor, within, levels, strata, seeds)
+    values: dict[tuple[Cell, int], float | None] = {}
+    for first, second in strata:
+        runs = [(cell, seed) for seed in seeds for cell in [*first, *second]]
+        values.update(zip(runs, _comparable(results, runs, measure), strict=True))
+    complete = [seed for seed in seeds if all(values[cell, seed] is not None for cell in cells)]
+    differences = [_mean_difference(values, strata, seed) for seed in complete]
+    sides = [[(cell, seed) for stratum in strata for cell in stratum[i] for seed in seeds] for i in (0, 1)]
+    return Comparison(
+        factor, within, levels, measure, len(complete), len(seeds) - len(complete),
+        (_median(results, sides[0], measure), _median(results, sides[1], measure)),
+        10 ** (sum(differences) / len(differences)) if differences and measure != EPOCHS else None,
+        sign_flip(differences), any(differences),
+    )  # fmt: skip
 
 
-def factor_contrasts(results: Results) -> list[Contrast]:
-    """Tests of every factor within each level of the first one, and of the first one within each of the second."""
-    factors = results.study.factors
-    tests = []
-    for number, factor in enumerate(factors):
-        others = [factors[0]] if number else factors[1:2]
-        for within, levels in ((other.name, level) for other in others for level in other.levels):
-            tests.append(
-                contrast(results, factor.name, f"{within} {levels}", _groups(results, factor, {within: levels}))
-            )
-        if not others:
-            tests.append(contrast(results, factor.name, "all runs", _groups(results, factor, {})))
-    return [test for test in tests if test]
+def _compare_exactness(
+    results: Results, factor: str, within: str, levels: tuple[str, str], strata: Sequence[Stratum], seeds: list[int]
+) -> Comparison:
+    def outcomes(cells: list[Cell], seed: int) -> list[bool]:
+        return [bool(results.by_cell[cell][seed]["exact"]) for cell in cells]
+
+    exact = [[(outcomes(first, seed), outcomes(second, seed)) for first, second in strata] for seed in seeds]
+    k_first, k_second = (sum(sum(stratum[i]) for strata in exact for stratum in strata) for i in (0, 1))
+    n_first, n_second = (len(seeds) * sum(len(stratum[i]) for stratum in strata) for i in (0, 1))
+    differences = [float(np.mean([np.mean(first) - np.mean(second) for first, second in strata])) for strata in exact]
+    p = max(permutation_test(exact), sign_flip(differences))
+    # Where all runs of each stratum agree, every permutation gives what was observed.
+    informative = any(len({*first, *second}) > 1 for strata in exact for first, second in strata)
+    return Comparison(
+        factor, within, levels, None, len(seeds), 0, (f"{k_first}/{n_first}", f"{k_second}/{n_second}"),
+        k_first / n_first - k_second / n_second, p, informative,
+    )  # fmt: skip
 
 
-def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Correct all p-values together, after Holm."""
-    adjusted = holm([each.p for each in contrasts])
-    return [replace(each, p_holm=p) for each, p in zip(contrasts, adjusted, strict=True)]
+def _comparable(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> list[float | None]:
+    """The measure of each run on the scale of the test; None where it is missing."""
+    values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
+    if measure == EPOCHS:
+        # Matched runs are observed for as long as the shortest one: two readings of one training have equal scores.
+        horizon = min(cell.recipe.stages[-1].epochs for cell, _ in runs)
+        reached = [value is not None and value <= horizon for value in values]
+        times = [value if is_in and value else horizon for value, is_in in zip(values, reached, strict=True)]
+        return list(logrank_scores(times, reached))
+    return [None if value is None else math.log10(max(value, SMALLEST)) for value in values]
 
 
-def _groups(results: Results, factor: Factor, within: Mapping[str, str]) -> Groups:
-    cells = [cell for cell in results.study.cells if within.items() <= cell.levels.items()]
-    return {level: [cell for cell in cells if cell.levels.get(factor.name) == level] for level in factor.levels}
+def _mean_difference(values: dict[tuple[Cell, int], float | None], strata: Sequence[Stratum], seed: int) -> float:
+    means = [[float(np.mean([values[cell, seed] for cell in side])) for side in stratum] for stratum in strata]
+    return float(np.mean([first - second for first, second in means]))
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What a factor does to a number, paired by seed, everything else being equal.
+def _median(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> str:
+    values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
+    if measure == EPOCHS:
+        ends = [cell.recipe.stages[-1].epochs for cell, _ in runs]
+        return median_epochs(values, ends)
+    known = [value for value in values if value is not None]
+    return f"{median(known):.4g}" if known else "–"
 
-    Of two levels it is the mean of first minus second with a bootstrap interval, of more it is Friedman's test.
+
+def median_epochs(epochs: Sequence[float | None], ends: Sequence[int]) -> str:
+    """The Kaplan–Meier median of epochs to exactness, as text.
 
     Args:
-        factor: What is varied.
-        measure: What is measured, in words, with its unit.
-        where: The cells that are compared, in words.
-        levels: The levels that are compared.
-        medians: Of the measure at each level; null where there is none.
-        n: Seeds of which all levels have the measure.
-        left_out: Seeds of which one lacks it: a run never became exact, or its loss diverged.
-        mean: Mean of first minus second; null of more than two levels, or without pairs.
-        interval: Its 95 % bootstrap interval; null with fewer than two pairs.
-        p: Friedman's p-value; null of two levels, or without seeds.
+        epochs: Epochs of each run; None if it never became exact.
+        ends: Length of each run's last stage, after which it is censored.
+
+    >>> median_epochs([3, 5, None], [9, 9, 9]), median_epochs([3, None, None], [9, 9, 9])
+    ('5', 'more than 9')
     """
-
-    factor: str
-    measure: str
-    where: str
-    levels: tuple[str, ...]
-    medians: tuple[float | None, ...]
-    n: int
-    left_out: int
-    mean: float | None = None
-    interval: Interval | None = None
-    p: float | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero, or the p-value is small: for itself, without a correction."""
-        if self.interval is not None:
-            return self.interval.low > 0 or self.interval.high < 0
-        return self.p is not None and self.p < SIGNIFICANCE
+    times = [end if epoch is None else epoch for epoch, end in zip(epochs, ends, strict=True)]
+    curve = kaplan_meier(times, [epoch is not None for epoch in epochs])
+    return next((f"{time:g}" for time, share in curve.items() if share <= 0.5), f"more than {max(ends, default=0)}")
 
 
-def effects(results: Results) -> list[Effect]:
-    """Every factor, on every measure that some run has, wherever cells differ in nothing else."""
-    measured = [
-        name for name, value in MEASURES.items() if any(value(outcome) is not None for _, _, outcome in results.runs)
-    ]
-    return [
-        effect(results, factor.name, where, cells, measure)
-        for factor in results.study.factors
-        for where, cells in _rows_of(results, factor)
-        for measure in measured
-    ]
+def comparisons(results: Results, measure: str | None) -> list[Comparison]:
+    """Compare all pairs of levels of each factor on one measure."""
+    found = (compare(results, *pair, measure) for pair in _pairs(results))
+    return [each for each in found if each]
 
 
-def effect(results: Results, factor: str, where: str, cells: Mapping[str, Cell], measure: str) -> Effect:
-    """Compare one cell for each level on one measure."""
-    by_level = [results.by_cell[cell] for cell in cells.values()]
-    everywhere = [seed for seed in results.seeds if all(seed in level for level in by_level)]
-    values = [[MEASURES[measure](level[seed]) for level in by_level] for seed in everywhere]
-    complete = [[value for value in row if value is not None] for row in values if None not in row]
-    medians = tuple(_median(MEASURES[measure](outcome) for outcome in level.values()) for level in by_level)
-    found = Effect(factor, measure, where, tuple(cells), medians, len(complete), len(values) - len(complete))
-    if not complete:
-        return found
-    if len(cells) > 2:
-        return replace(found, p=friedman(complete))
-    differences = [first - second for first, second in complete]
-    interval = paired_bootstrap(differences) if len(differences) > 1 else None
-    return replace(found, mean=sum(differences) / len(differences), interval=interval)
+def _pairs(results: Results) -> Iterator[tuple[str, str, tuple[str, str], list[Stratum]]]:
+    """Factor, part of the design, two levels, and their matched cells."""
+    factors = results.study.factors
+    for number, factor in enumerate(factors):
+        others = [factors[0]] if number else factors[1:2]
+        parts = [(other.name, level) for other in others for level in other.levels] or [("", "")]
+        for first, second in combinations(factor.levels, 2):
+            seen: list[list[Stratum]] = []
+            for name, level in parts:
+                # A cell without the other factor (one stage has no boundary) stands beside all of its levels.
+                cells = [cell for cell in results.study.cells if cell.levels.get(name, level) == level]
+                sides = [[cell for cell in cells if cell.levels.get(factor.name) == own] for own in (first, second)]
+                strata = matched(sides[0], sides[1], factor.name)
+                if strata and strata not in seen:
+                    seen.append(strata)
+                    is_part = name and any(name in cell.levels for side in sides for cell in side)
+                    yield factor.name, f"{name} {level}" if is_part else "all runs", (first, second), strata
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+def matched(first: Iterable[Cell], second: Iterable[Cell], factor: str = "") -> list[Stratum]:
+    """Group the cells of two levels of ``factor`` by the levels of all other factors that every cell has."""
+    sides = [list(first), list(second)]
+    everywhere = [cell.levels for side in sides for cell in side]
+    common = [name for name in (everywhere[0] if everywhere else ()) if all(name in levels for levels in everywhere)]
+    strata: dict[tuple[str, ...], Stratum] = {}
+    for i, side in enumerate(sides):
+        for cell in side:
+            key = tuple(cell.levels[name] for name in common if name != factor)
+            strata.setdefault(key, ([], []))[i].append(cell)
+    return [stratum for stratum in strata.values() if all(stratum)]
 
 
-def _rows_of(results: Results, factor: Factor) -> Iterator[tuple[str, dict[str, Cell]]]:
-    """Cells that differ in the factor alone, with what they have in common in words."""
-    found: dict[str, dict[str, Cell]] = {}
-    for cell in results.study.cells:
-        if factor.name in cell.levels:
-            others = {name: level for name, level in cell.levels.items() if name != factor.name}
-            words = level_names(others) or "all runs"
-            found.setdefault(words, {})[cell.levels[factor.name]] = cell
-    yield from ((words, cells) for words, cells in found.items() if len(cells) > 1)
+def corrected(family: Sequence[Comparison]) -> list[Comparison]:
+    """Correct the p-values of a family together, after Holm; tests that cannot reject are not counted (Tarone 1990)."""
+    adjusted = iter(holm([each.p for each in family if each.informative]))
+    return [replace(each, p_holm=next(adjusted) if each.informative else 1.0) for each in family]
+
+
+def shown_p(p: float) -> str:
+    """A p-value as text; a very small one has no digits that mean anything.
+
+    >>> shown_p(0.01234), shown_p(1e-30)
+    ('= 0.012', '< 1e-10')
+    """
+    return "< 1e-10" if p < 1e-10 else f"= {p:.2g}"

@@ -18,11 +18,12 @@ from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.trained import TrainedGPT
 
 Outcome = dict[str, Any]
+IN_TRAINING = "_in_training_vocabulary"  # suffix of the fields of the text that this vocabulary gives
 
 
 def as_trained(outcome: Outcome, name: str) -> Any:
-    """A field of the text that is generated with the vocabulary of training: exact, text or char_error_rate."""
-    return outcome.get("in_training_vocabulary", outcome)[name]
+    """A field of what the vocabulary of training gives: exact, text or generated_char_error_rate."""
+    return outcome.get(f"{name}{IN_TRAINING}", outcome[name])
 
 
 @torch.no_grad()
@@ -96,11 +97,12 @@ def generated(recipe: Recipe, model: TinyGPT) -> Outcome:
     trained_with, read_with = recipe.tokenizer(stages - 1), recipe.tokenizer(stages)
     outcome = _generated(recipe, model, read_with)
     if read_with.vocab != trained_with.vocab:
-        outcome["in_training_vocabulary"] = _generated(recipe, model, trained_with)
+        in_training = _generated(recipe, model, trained_with)
+        outcome.update({f"{name}{IN_TRAINING}": value for name, value in in_training.items()})
     return outcome
 
 
 def _generated(recipe: Recipe, model: TinyGPT, tokenizer: CharTokenizer) -> Outcome:
     text = TrainedGPT(model, tokenizer, recipe.taught).complete(recipe.prompt)
     error_rate = number(char_error_rate([text], [recipe.text]).item())
-    return {"exact": text == recipe.text, "text": text, "char_error_rate": error_rate}
+    return {"exact": text == recipe.text, "text": text, "generated_char_error_rate": error_rate}

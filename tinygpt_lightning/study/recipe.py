@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.commands.errors import UsageError, shorten
-from tinygpt_lightning.commands.settings import Parser
+from tinygpt_lightning.commands.parser import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
 from tinygpt_lightning.description import without_weights
@@ -28,12 +29,11 @@ from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.original import renumber
 
-SETTINGS = ("model", "data", "stages", "renumber")  # these and the seed determine a run
+SETTINGS = ("model", "data", "stages", "renumber", "trainer")  # these and the seed determine a run
 # The replicates are one stack of parameters: only an elementwise optimizer over it equals one for each replicate.
 ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 ADAMS_STATE = ("exp_avg", "exp_avg_sq", "step")
-
-Settings = dict[str, Any]  # plain nested values, as in a YAML file
+DATA = ("question", "answer", "path", "template", "end_symbol", "batch_size")  # settings of the data module
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StudyStage(Stage):
         lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
             if the stage has an optimizer of its own.
         steps: Must be null, and interval, frequency and monitor the defaults: a study counts epochs.
-        until: Must be null: the seeds of a study train together, and none ends before the others.
+        until: When the stage ends before its epochs, as in `fit`; such runs are trained one at a time.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
             Entries that are not named follow reset_optimizer.
         weights: Whether the weights are carried over or redrawn.
@@ -66,9 +66,32 @@ class StudyStage(Stage):
         return (self.keep or {}).get(name, not self.reset_optimizer)
 
     @property
+    def intervenes(self) -> bool:
+        """Whether it does what `fit` cannot do."""
+        return bool(self.keep) or self.weights != "carried" or self.first_update != "own"
+
+    @property
     def keeps_nothing(self) -> bool:
         """Whether the whole optimizer state is reset."""
         return self.reset_optimizer and not any((self.keep or {}).values())
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Settings of the Trainer that a run may have; other values than these defaults need one `fit` at a time.
+
+    Args:
+        precision: Precision of the training, as in `fit`.
+        gradient_clip_val: Largest gradient norm; null means no clipping.
+        accumulate_grad_batches: Batches of one optimizer step.
+    """
+
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+
+
+DEFAULTS = dataclasses.asdict(TrainerSettings())
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +108,21 @@ class Recipe:
         vocabulary: The symbols of the pair, with the ids of stage 1.
         stages: The stages, in order.
         renumber: Whether the vocabulary is renumbered after the first stage, as in the original project.
+        trainer: Settings of the Trainer.
+        alone: Why the stacked engine cannot train it, so that it needs one `fit` at a time; None if it can.
     """
 
     settings: dict[str, Any]
     config: GPTConfig
-    loss_on: str
+    loss_on: Literal["all", "answer"]
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
     taught: Taught
     vocabulary: CharTokenizer
     stages: list[StudyStage]
     renumber: bool
+    trainer: TrainerSettings
+    alone: str | None = None
 
     @functools.cached_property
     def key(self) -> str:
@@ -155,11 +182,12 @@ class RecipeParser(Parser):
     def add_recipe_arguments(self) -> None:
         """Add the settings of a run, which are those of `fit`."""
         self.add_class_arguments(TinyGPTModule, "model", instantiate=False, skip={"vocab", "taught"})
-        # Settings of many pairs, or of other commands.
-        others = {"path", "prompt_to", "batch_size", "questions", "prompts", "n_positions"}
+        # The others are for other commands.
+        others = set(inspect.signature(QADataModule).parameters) - set(DATA)
         self.add_class_arguments(QADataModule, "data", instantiate=False, skip=others)
         one_stage = [Namespace(dataclasses.asdict(StudyStage(epochs=30)))]  # type: ignore[no-untyped-call]
         self.add_argument("--stages", type=list[StudyStage], default=one_stage, help="The stages, in order.")
+        self.add_class_arguments(TrainerSettings, "trainer", instantiate=True)
         self.add_argument(
             "--renumber",
             type=bool,
@@ -174,6 +202,11 @@ class RecipeParser(Parser):
         for stage in everything["stages"]:
             for name in ("steps", "interval", "frequency", "monitor"):
                 del stage[name]
+        # Left out where they are the defaults, so that rows of one pair keep their key.
+        if everything["trainer"] == DEFAULTS:
+            del everything["trainer"]
+        if everything["data"]["path"] is None:
+            del everything["data"]["path"], everything["data"]["batch_size"]
         return everything
 
 
@@ -210,37 +243,47 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     plain["data"].update(data.pair._asdict())
     recipe = Recipe(
         plain, config, run.model.loss_on, run.model.optimizer, run.model.lr_scheduler, taught, vocabulary,
-        run.stages, run.renumber,
+        run.stages, run.renumber, run.trainer,
     )  # fmt: skip
-    _check(recipe)
-    return recipe
+    alone = _check(recipe)
+    if alone and (recipe.renumber or any(stage.intervenes for stage in recipe.stages)):
+        raise UsageError(
+            f"{alone} needs one fit at a time: expected no renumber, keep, weights or first_update, which only the "
+            "stacked engine has"
+        )
+    return dataclasses.replace(recipe, alone=alone)
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe) -> str | None:
+    """Check the stages; returns the first setting that the stacked engine cannot train."""
+    alone = [f"data.path ({len(recipe.taught.pairs)} pairs)"] if "path" in recipe.settings["data"] else []
+    alone += [
+        f"trainer.{name}" for name, value in recipe.settings.get("trainer", {}).items() if value != DEFAULTS[name]
+    ]
     if not recipe.stages:
         raise UsageError("stages: expected at least one stage, got none")
     first = recipe.stages[0]
-    if first.keep or first.weights != "carried" or first.first_update != "own":
+    if first.intervenes:
         raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage precedes it")
     before = None
     for number, stage in enumerate(recipe.stages):
         try:
             optimizer, lr_scheduler = recipe.build_optimizer(number, [torch.zeros(1, requires_grad=True)])
-            _check_stage(stage, type(optimizer), before)
+            alone += _check_stage(stage, type(optimizer), before)
             if not isinstance(lr_scheduler, LRScheduler | None) or isinstance(lr_scheduler, ReduceLROnPlateau):
                 raise ValueError(f"expected a scheduler that needs no metric, got {type(lr_scheduler).__name__}")
         except (TypeError, ValueError) as error:  # of PyTorch itself, such as a learning rate below 0
             raise UsageError(f"stages[{number}]: {error}") from None
         before = type(optimizer)
+    return next(iter(alone), None)
 
 
-def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimizer] | None) -> None:
-    if stage.until is not None:
-        raise ValueError(f"until: expected null, since the seeds of a study train together, got {stage.until}")
+def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimizer] | None) -> list[str]:
+    """Check a stage; returns what the stacked engine cannot do."""
     if (stage.interval, stage.frequency, stage.monitor) != ("epoch", 1, None):
         raise ValueError("interval, frequency, monitor: expected epoch, 1 and null, since a study's schedulers step so")
-    if kind.__name__ not in ELEMENTWISE:
-        raise ValueError(f"expected an elementwise optimizer, one of {', '.join(ELEMENTWISE)}, got {kind.__name__}")
+    alone = ["until"] if stage.until is not None else []
+    alone += [f"the optimizer {kind.__name__}, which is not elementwise,"] if kind.__name__ not in ELEMENTWISE else []
     if stage.keep and (not set(stage.keep) <= set(ADAMS_STATE) or not issubclass(kind, torch.optim.Adam)):
         raise ValueError(
             f"keep: expected {', '.join(ADAMS_STATE)} of Adam or AdamW, got {', '.join(stage.keep)} of {kind.__name__}"
@@ -250,3 +293,4 @@ def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimize
             "reset_optimizer: expected true, or the optimizer class of the stage before, "
             f"got {kind.__name__} after {before.__name__}"
         )
+    return alone

@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from tinygpt_lightning.study.claims import Claims, shown, spread, table
+from tinygpt_lightning.study.claims import Claims, epochs_spread, spread, table
 from tinygpt_lightning.study.claims_frontier import Frontier
 from tinygpt_lightning.study.claims_reset import Reset
 from tinygpt_lightning.study.claims_riddle import Riddle
 from tinygpt_lightning.study.design import Study
-from tinygpt_lightning.study.findings import SIGNIFICANCE, Contrast, Effect
-from tinygpt_lightning.study.outcome import Outcome, as_trained
+from tinygpt_lightning.study.findings import SIGNIFICANCE, Comparison, shown_p
+from tinygpt_lightning.study.outcome import IN_TRAINING, Outcome, as_trained
 from tinygpt_lightning.study.recipe import n_parameters
 from tinygpt_lightning.study.rows import Results, Row
 from tinygpt_lightning.study.statistics import clopper_pearson
@@ -48,13 +48,14 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
             paragraph,
             f"Made by `{command}`: {len(study.cells)} cells × {len(results.seeds)} seeds; "
             f"{len(results.runs)} runs, {results.missing} missing.",
+            *tuning_section(study),
             *(link for link in (f"![{name}]({name}.png)" for name in figures) if link not in sections),
             *sections,
             "## Cells",
             cell_table(results),
             CELLS_EXPLAINED,
-            *contrast_section(claims.contrasts),
-            *effect_section(claims.effects),
+            *comparison_section(claims, f"Which factor matters for {claims.outcome}", claims.primary),
+            *comparison_section(claims, "What else differs", claims.secondary),
             "## How it was made",
             _provenance(rows),
         ]
@@ -64,6 +65,16 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
         figure.savefig(folder / f"{name}.png", dpi=130)
     _to_tensorboard(results, report, figures, folder)
     return paragraph
+
+
+def tuning_section(study: Study) -> list[str]:
+    """The value of the tuned setting that each cell has."""
+    if not (study.plan.tune and study.tuned):
+        return []
+    setting, seeds = study.plan.tune.setting, study.plan.tune.seeds
+    values = table(["cell", setting], [[name, str(value)] for name, value in study.tuned.items()])
+    about = f"`{setting}` of each cell is the best one of {study.plan.tune.choices} by the median final loss of seeds "
+    return [f"{about}{seeds}, which are not among those below.", values]
 
 
 def title(claims: Claims, name: str) -> str:
@@ -78,7 +89,8 @@ CELLS_EXPLAINED = (
     "read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the vocabulary of "
     "their last stage. *Error rate of the generated text*: edits per character of the sentence. *Epochs "
     "to exactness* count from the start of the last stage to the first epoch after which, dropout off, every "
-    "character of the answer is the likeliest one given those before it. Losses are mean cross-entropies of the next "
+    "character of the answer is the likeliest one given those before it; their median is Kaplan–Meier's, with seeds "
+    "that never were exact as censored. Losses are mean cross-entropies of the next "
     "character, in nats, in the vocabulary of training. Intervals are Clopper–Pearson's exact ones."
 )
 
@@ -86,14 +98,14 @@ CELLS_EXPLAINED = (
 def cell_table(results: Results) -> str:
     """One line for each cell; it depends on the outcomes only."""
     columns: dict[str, Callable[[list[Outcome]], str]] = {
-        "error rate of the generated text": lambda found: spread(o["char_error_rate"] for o in found),
+        "error rate of the generated text": lambda found: spread(o["generated_char_error_rate"] for o in found),
         "first loss of the last stage": lambda found: spread(o["first_loss_of_stage"][-1] for o in found),
-        "epochs to exactness": lambda found: spread(o["epochs_to_exact"] for o in found),
+        "epochs to exactness": epochs_spread,
         "final loss, dropout off": lambda found: spread(o["final_loss_dropout_off"] for o in found),
         "final loss, dropout on": lambda found: spread(o["final_loss_dropout_on"] for o in found),
     }
     outcomes = [outcome for _, _, outcome in results.runs]
-    if any("in_training_vocabulary" in outcome for outcome in outcomes):
+    if any(f"exact{IN_TRAINING}" in outcome for outcome in outcomes):
         exact = {"exact in training vocabulary": lambda found: _share(found, lambda o: as_trained(o, "exact"))}
         columns = {**exact, **columns}
     if any("update_norm" in outcome for outcome in outcomes):
@@ -116,59 +128,48 @@ def _share(outcomes: list[Outcome], is_success: Callable[[Outcome], bool]) -> st
     return f"{sum(map(is_success, outcomes))}/{len(outcomes)}"
 
 
-def contrast_section(contrasts: Sequence[Contrast]) -> list[str]:
-    """The tests on exactness, one line for each."""
-    if not contrasts:
+def comparison_section(claims: Claims, title: str, family: Sequence[Comparison]) -> list[str]:
+    """A table with one line for each comparison of a family, and the text that explains it."""
+    if not family:
         return []
     rows = [
         [
-            each.factor, each.within, " / ".join(each.levels), " / ".join(f"{k}/{each.n}" for k in each.exact),
-            str(each.differing), each.test, f"{each.p:.3g}", f"{each.p_holm:.3g}",
+            each.factor, each.within, each.measure or "exactness", " / ".join(each.levels), " / ".join(each.shown),
+            _effect(each), f"{each.n}" + (f" ({each.left_out} diverged)" if each.left_out else ""),
+            shown_p(each.p).removeprefix("= "), shown_p(each.p_holm or 0).removeprefix("= "),
         ]
-        for each in contrasts
+        for each in family
     ]  # fmt: skip
+    header = ["factor", "within", "measure", "levels", "exact runs, or medians", "effect", "seeds", "p", "p (Holm)"]
+    n = len(claims.results.seeds)
+    few = (
+        f" **{n} seeds cannot tell**: no matched pair of cells could be significant."
+        if claims.cannot_tell(family)
+        else ""
+    )
     return [
-        "## Which factor matters",
-        table(["factor", "within", "levels", "seeds exact", "seeds that differ", "test", "p", "p (Holm)"], rows),
-        "Two-sided, paired by seed: a seed is a success at a level if *all* its runs at that level are exact. All "
-        f"{len(contrasts)} p-values are corrected together after Holm; below {SIGNIFICANCE} an effect counts as "
-        "established. Runs of a seed that differ in one factor share their first weights, as far as they are of one "
-        "shape, and their dropout, so nothing else tells them apart.",
+        f"## {title}",
+        table(header, rows),
+        f"{COMPARISONS_EXPLAINED} All p-values of this table are corrected together after Holm, without those that are "
+        f"1 whatever the labels; below {SIGNIFICANCE} a difference counts as established.{few}",
     ]
 
 
-def effect_section(effects: Sequence[Effect]) -> list[str]:
-    """The effects on numbers, one table for each factor."""
-    found = []
-    for factor in dict.fromkeys(effect.factor for effect in effects):
-        about = [effect for effect in effects if effect.factor == factor]
-        rows = [
-            [
-                each.where, each.measure, " / ".join(each.levels), " / ".join(map(shown, each.medians)), str(each.n),
-                str(each.left_out), _difference(each),
-            ]
-            for each in about
-        ]  # fmt: skip
-        header = ["cells", "measure", "levels", "medians", "seeds", "left out", "first − second, or p"]
-        found += [f"### {factor[0].upper()}{factor[1:]}", table(header, rows)]
-    if not found:
-        return []
-    return [
-        "## What each factor does, everything else being equal",
-        *found,
-        "Paired by seed. Of two levels: the mean difference with its percentile bootstrap interval of 95 %, 10,000 "
-        "resamples, fixed seed. Of more: the p-value of Friedman's test. Each stands for itself, without a correction "
-        "for their number. Seeds that lack the measure at a level are left out and counted.",
-    ]
+COMPARISONS_EXPLAINED = (
+    "Two-sided tests of two levels in matched cells, which agree in all other factors that both have. Exactness: the "
+    "larger p-value of an exact permutation of the labels within each seed and of sign flips of each seed's difference "
+    "(McNemar's test if there is one pair). Numbers: each seed's mean "
+    "difference of logarithms, with exact sign flips up to 20 seeds and the normal approximation beyond; *effect* is "
+    "the ratio of geometric means, first to second. Epochs to exactness: the same for log-rank scores, in which a run "
+    "that never became exact is censored; medians are Kaplan–Meier's. Runs of a seed share their first weights, as far "
+    "as they are of one shape, and their dropout."
+)
 
 
-def _difference(effect: Effect) -> str:
-    if effect.p is not None:
-        return f"p = {effect.p:.3g}"
-    if effect.mean is None:
+def _effect(each: Comparison) -> str:
+    if each.effect is None:
         return "–"
-    interval = f" ({effect.interval.low:+.3g} to {effect.interval.high:+.3g})" if effect.interval else ""
-    return f"{effect.mean:+.3g}{interval}"
+    return f"{100 * each.effect:+.3g} %" if each.measure is None else f"× {each.effect:.3g}"
 
 
 def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure], folder: Path) -> None:

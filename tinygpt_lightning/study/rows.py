@@ -1,16 +1,17 @@
-"""The rows of a study: one JSON line for each run, on the disk as soon as the run is finished.
+"""The rows of a study: one flat JSON object a line for each run, on the disk as soon as the run is finished.
 
-Settings and versions that many runs share have a line of their own before the first of these runs, identified by a
-hash of its content.
+``pandas.read_json(path, lines=True)`` opens ``rows.jsonl`` as a table: ``cell``, one column ``level.<factor>`` for each
+factor, ``seed``, ``settings`` (a key of ``settings.json``, which has settings and versions), ``seconds``, the outcome.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.study.design import Cell, Study
 from tinygpt_lightning.study.outcome import Outcome
-from tinygpt_lightning.study.recipe import Settings, as_key, read_recipe
+from tinygpt_lightning.study.paths import Settings
+from tinygpt_lightning.study.recipe import as_key, read_recipe
+
+LEVEL = "level."  # prefix of the column of a factor
 
 
 class RowsError(UsageError):
@@ -44,11 +48,14 @@ class Common:
         return as_key(self.settings)
 
     @functools.cached_property
-    def line(self) -> dict[str, Any]:
-        """The content of its line, with a hash as its name."""
-        content = {"settings": self.settings, **self.made_with}
-        # 48 bits: two of a thousand collide by chance once in half a billion studies.
-        return {"run": hashlib.sha256(as_key(content).encode()).hexdigest()[:12], **content}
+    def name(self) -> str:
+        """Key in ``settings.json``: a hash of the content, of 48 bits."""
+        return hashlib.sha256(as_key(self.content).encode()).hexdigest()[:12]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Its entry in ``settings.json``."""
+        return {"settings": self.settings, **self.made_with}
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,16 @@ class Row:
 
     Args:
         common: What it shares with other runs.
+        cell: Name of its cell.
+        levels: Factor to level.
         seed: Its seed.
         seconds: Computing time, shared beginnings included.
         outcome: Its outcome.
     """
 
     common: Common
+    cell: str
+    levels: Mapping[str, str]
     seed: int
     seconds: float
     outcome: Outcome
@@ -71,6 +82,27 @@ class Row:
     def key(self) -> tuple[str, int]:
         """Identifies the run."""
         return self.common.key, self.seed
+
+    @property
+    def line(self) -> bytes:
+        """Its line, with the newline.
+
+        Raises:
+            ValueError: If a number is NaN or inf, which are no JSON: a missing number is null.
+        """
+        levels = {f"{LEVEL}{factor}": level for factor, level in self.levels.items()}
+        about = {"cell": self.cell, **levels, "seed": self.seed, "settings": self.common.name, "seconds": self.seconds}
+        return (json.dumps({**about, **self.outcome}, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def read(cls, line: bytes, commons: Mapping[str, Common]) -> Row:
+        """The row of a line; raises ValueError, TypeError or KeyError if it is none."""
+        entry = json.loads(line)
+        about = [entry.pop(name) for name in ("cell", "seed", "settings", "seconds")]
+        names = [name for name in entry if name.startswith(LEVEL)]
+        levels = {name.removeprefix(LEVEL): entry.pop(name) for name in names}
+        cell, seed, settings, seconds = about
+        return cls(commons[settings], cell, levels, seed, seconds, entry)
 
 
 class Results:
@@ -103,7 +135,7 @@ class Results:
 
 
 def load(folder: Path) -> tuple[list[Row], list[str]]:
-    """Read all rows in ``folder``, those of killed processes included, each run once.
+    """Read all rows in ``folder``, those of other processes included, each run once.
 
     Returns:
         The rows, and a message for each unfinished last line, which is dropped.
@@ -113,24 +145,51 @@ def load(folder: Path) -> tuple[list[Row], list[str]]:
     """
     rows: dict[tuple[str, int], Row] = {}
     messages = []
+    commons = load_settings(folder)
     for path in [folder / "rows.jsonl", *sorted(folder.glob("rows-*.jsonl"))]:
         # A line ends with its newline; what follows the last newline is unfinished.
         *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
         if torn:
             messages.append(f"{path}: dropped the unfinished last line; its run will be repeated")
-        common: dict[str, Common] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                entry = json.loads(line)
-                if "settings" in entry:
-                    run, settings = entry.pop("run"), entry.pop("settings")
-                    common[run] = Common(_completed(as_key(settings)), entry)
-                else:
-                    row = Row(common[entry["run"]], entry["seed"], entry["seconds"], entry["outcome"])
-                    rows.setdefault(row.key, row)
+                row = Row.read(line, commons)
             except (ValueError, TypeError, KeyError):
-                raise RowsError(f"{path}, line {number}: expected a row of a study, got {line[:60]!r}") from None
+                raise RowsError(
+                    f"{path}, line {number}: expected a row whose settings are in settings.json, got {line[:60]!r}"
+                ) from None
+            rows.setdefault(row.key, row)
     return list(rows.values()), messages
+
+
+def load_settings(folder: Path) -> dict[str, Common]:
+    """Read ``settings.json``; empty if there is none.
+
+    Raises:
+        RowsError: If it is damaged.
+    """
+    path = folder / "settings.json"
+    try:
+        entries = json.loads(path.read_bytes()) if path.exists() else {}
+        return {
+            name: Common(
+                _completed(as_key(entry["settings"])),
+                {part: value for part, value in entry.items() if part != "settings"},
+            )
+            for name, entry in entries.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise RowsError(f"{path}: expected the settings of a study's rows, got {error}") from None
+
+
+def save_settings(folder: Path, commons: Iterable[Common]) -> None:
+    """Add entries to ``settings.json``, all or nothing."""
+    path = folder / "settings.json"
+    entries = json.loads(path.read_bytes()) if path.exists() else {}
+    entries = {**{common.name: common.content for common in commons}, **entries}
+    write_whole(path, (json.dumps(entries, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
 
 
 @functools.cache
@@ -139,14 +198,14 @@ def _completed(settings: str) -> Settings:
     return read_recipe(json.loads(settings)).settings
 
 
-def check_same_study(rows: Iterable[Row], study: Study, folder: Path) -> None:
-    """Refuse rows that differ from this study in a setting that it does not vary.
+def check_same_study(commons: Iterable[Common], study: Study, folder: Path) -> None:
+    """Refuse a folder whose rows differ from this study in a setting that it does not vary.
 
     Raises:
         RowsError: The message names the first setting that differs.
     """
     expected = study.neutral(study.base)
-    for settings in {row.common.key: row.common.settings for row in rows}.values():
+    for settings in {common.key: common.settings for common in commons}.values():
         if difference := first_difference(expected, study.neutral(settings)):
             path, ours, theirs = difference
             raise RowsError(
@@ -171,7 +230,7 @@ def first_difference(settings: Any, others: Any, path: str = "") -> tuple[str, A
 
 
 class RowWriter:
-    """Appends rows to a file.
+    """Appends rows to a file of this process.
 
     Args:
         path: The file.
@@ -179,29 +238,35 @@ class RowWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._written: set[str] = set()
+        self._pending: list[bytes] = []
 
-    def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, and return when they are on the disk."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(_lines(rows, self._written))
-            file.flush()
-            os.fsync(file.fileno())
+    def write(self, rows: Iterable[Row] = ()) -> None:
+        """Append rows, and those of a write that failed, and return when they are on the disk.
+
+        Raises:
+            OSError: If it fails; the file is as before, and the rows are kept for the next write.
+        """
+        self._pending += [row.line for row in rows]
+        if not self._pending:
+            return
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                content = b"".join(self._pending)
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)  # half a line would spoil the rows behind it
+                raise
+        self._pending.clear()
 
 
 def save(folder: Path, rows: Iterable[Row]) -> None:
     """Write ``rows`` into ``rows.jsonl``, all or nothing, and remove the files of the processes."""
-    write_whole(folder / "rows.jsonl", "".join(_lines(rows, set())).encode())
+    rows = list(rows)
+    # First, and once more: completed by a setting that is newer than the row, its settings have another key.
+    save_settings(folder, {row.common.name: row.common for row in rows}.values())
+    write_whole(folder / "rows.jsonl", b"".join(row.line for row in rows))
     for part in folder.glob("rows-*.jsonl"):
         part.unlink()
-
-
-def _lines(rows: Iterable[Row], written: set[str]) -> Iterator[str]:
-    """Lines of the rows; the line that a row shares with others comes first unless it is ``written``."""
-    for row in rows:
-        run = row.common.line["run"]
-        entry = {"run": run, "seed": row.seed, "seconds": row.seconds, "outcome": row.outcome}
-        for content in (entry,) if run in written else (row.common.line, entry):
-            # allow_nan: NaN is no JSON, and other readers refuse it; a missing number is null.
-            yield json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
-        written.add(run)

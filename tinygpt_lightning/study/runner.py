@@ -1,132 +1,249 @@
-"""Runs a study from its first row to its report, in one process or several."""
+"""Runs a study from its first row to its report; any number of processes may share the work."""
 
 from __future__ import annotations
 
+import fcntl
+import math
+import multiprocessing
 import os
 import platform
-from contextlib import ExitStack
-from datetime import timedelta
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 
 from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import WorkProgress
-from tinygpt_lightning.gpt.files import locked
 from tinygpt_lightning.study import rows
 from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
-from tinygpt_lightning.study.design import Cell, FabricSettings, Study
+from tinygpt_lightning.study.design import LARGEST_SEED, Cell, FabricSettings, Plan, Study
+from tinygpt_lightning.study.fits import fit_outcome
 from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.paths import Settings
 from tinygpt_lightning.study.report import write_report
+
+POLL_SECONDS = 0.2
+
+
+class Claims:
+    """Which process computes which seeds: a lock on one byte of a file for each seed, which ends with its process.
+
+    Args:
+        folder: Folder of the results; all processes must see it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / ".lock").open("ab")
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # which releases every claim
+
+    def take(self, seeds: Sequence[int]) -> bool:
+        """Claim ``seeds``, unless another process has one of them."""
+        if all(self._lock(1, seed) for seed in seeds):
+            return True
+        self.release(seeds)
+        return False
+
+    def take_all(self) -> bool:
+        """Claim every seed, unless another process has one."""
+        return self._lock(LARGEST_SEED, 0)
+
+    def release(self, seeds: Sequence[int] | None = None) -> None:
+        """Release ``seeds``; None means all."""
+        for start, length in ((seed, 1) for seed in seeds) if seeds is not None else ((0, LARGEST_SEED),):
+            fcntl.lockf(self._file, fcntl.LOCK_UN, length, start)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for the processes that are in this block."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, LARGEST_SEED)
+        yield
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, LARGEST_SEED)
+
+    def _lock(self, length: int, start: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except (BlockingIOError, PermissionError):  # by POSIX either
+            return False
+        return True
 
 
 class Runner:
     """Computes the rows that are missing, and writes the report.
 
-    Every process takes its share of the chunks and writes its rows to its own file; the first process joins the files
-    before the work and after it.
+    A process claims a chunk of seeds, computes its missing runs, and appends rows to its own file. The process that
+    finds no work and no claim left joins the files and writes the report. A process that is killed loses its claim,
+    and another one takes over; processes on other machines join by the same command.
 
     Args:
         study: The design.
         folder: Folder of the results.
-        command: The command that was typed, for the report.
+        rank: Number of this process among those of one command, from 0.
 
     Raises:
         UsageError: If Fabric cannot use these settings.
     """
 
-    def __init__(self, study: Study, folder: Path, command: str) -> None:
+    def __init__(self, study: Study, folder: Path, rank: int = 0) -> None:
         self.study = study
         self.plan = study.plan
         self.folder = folder
-        self.command = command
+        self.rank = rank
+        self.device = _device(study.plan.fabric, rank)
+        self.commons = {cell: rows.Common(cell.recipe.settings, self._made_with(cell)) for cell in study.cells}
         self.finished: set[tuple[str, int]] = set()
-        self.fabric = _fabric(study.plan.fabric)
+        self.failed: set[tuple[str, int]] = set()
+        self.progress: WorkProgress | None = None
 
-    def run(self) -> bool:
-        """Run all chunks, then write rows and report.
+    def run(self, command: str, is_tuning: bool = False) -> bool:
+        """Run everything that is missing, then write rows and report.
+
+        Args:
+            command: The command that was typed, for the report.
+            is_tuning: Whether to write rows only.
 
         Returns:
             Whether every run of the design has a row, and not all of them diverged.
 
         Raises:
             RowsError: If the folder holds rows of another study.
-            FolderLockedError: If another study writes there.
             OSError: If the folder cannot be used.
         """
-        with ExitStack() as resources:
-            existing, _ = rows.load(self.folder)  # before the folder is created: a refused study leaves none
-            rows.check_same_study(existing, self.study, self.folder)
-            if self.fabric.is_global_zero:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                resources.enter_context(locked(self.folder))
-            done, messages = rows.load(self.folder)
-            self.finished = {row.key for row in done}
-            self.fabric.launch()
-            torch.set_num_threads(self.plan.threads)
-            keep_freed_memory()
-            if self.fabric.is_global_zero:
-                for message in messages:
-                    say(message)
-                rows.save(self.folder, done)
-            self.fabric.barrier()
-            self._work()
-            self.fabric.barrier()
-            return self._gather() if self.fabric.is_global_zero else True
+        existing, messages = rows.load(self.folder)
+        rows.check_same_study((row.common for row in existing), self.study, self.folder)
+        for message in messages:
+            say(message)
+        self.folder.mkdir(parents=True, exist_ok=True)  # only now: a refused study leaves no folder
+        with Claims(self.folder) as claims:
+            with claims.alone():
+                rows.save_settings(self.folder, self.commons.values())
+            others = self._start_others() if self._read() else {}
+            self.work(claims)
+            while not claims.take_all() or self._read():
+                claims.release()
+                _report_deaths(others)
+                time.sleep(POLL_SECONDS)
+                self.work(claims)
+            _report_deaths(others)
+            return self._gather(command, is_tuning)
 
-    def _work(self) -> None:
-        share = [
-            (seeds, [cell for cell in self.study.cells if self._unfinished(cell, seeds)])
-            for seeds in self.plan.chunks[self.fabric.global_rank :: self.fabric.world_size]
-        ]
-        total = sum(len(seeds) * epochs_needed(cells, self.plan.share) for seeds, cells in share)
-        progress = WorkProgress("study", "seed-epochs", total) if self.fabric.is_global_zero else None
+    def work(self, claims: Claims) -> None:
+        """Compute the chunks that no other process computes, until there is none left."""
+        torch.set_num_threads(self.plan.threads)
+        keep_freed_memory()
+        writer = rows.RowWriter(self.folder / f"rows-{platform.node()}-{os.getpid()}.jsonl")
         parent = os.getppid()
 
+        def finish(cell: Cell, outcomes: dict[int, Outcome]) -> None:
+            # All seeds of the chunk were trained, since a stack of another size may round differently.
+            found = [
+                rows.Row(
+                    self.commons[cell], cell.name, cell.levels, seed, outcomes[seed].pop("seconds"), outcomes[seed]
+                )
+                for seed in outcomes
+                if (cell.recipe.key, seed) not in self.finished
+            ]
+            self.finished |= {row.key for row in found}
+            try:
+                writer.write(found)
+            except OSError as error:
+                say(f"{writer.path}: {error.strerror}; its rows are written with the next ones")
+
+        def fail(cell: Cell, seeds: list[int], error: Exception) -> None:
+            self.failed |= {(cell.recipe.key, seed) for seed in seeds}
+            reason = (str(error).splitlines() or [""])[0]
+            say(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}")
+
         def tick(units: int) -> None:
-            if progress:
-                progress.advance(units)
-            elif os.getppid() != parent:
-                # The parent was killed: no process is left to join the rows.
-                raise SystemExit(1)
+            if self.progress:
+                self.progress.advance(units)
+            elif self.rank and os.getppid() != parent:
+                raise SystemExit(1)  # the command was killed
 
-        self._writer = rows.RowWriter(self.folder / f"rows-{self.fabric.global_rank}.jsonl")
-        for seeds, cells in share:
-            if cells:
-                ChunkRunner(self.plan, self.fabric.device, seeds, self._keep, _report_failure, tick).run(cells)
+        for seeds in self.plan.chunks:
+            if self._unfinished(seeds) and claims.take(seeds):
+                self._read()
+                if cells := self._unfinished(seeds):
+                    together = [cell for cell in cells if not self._is_alone(cell)]
+                    ChunkRunner(self.plan, self.device, seeds, finish, fail, tick).run(together)
+                    for cell, seed in self._alone(cells, seeds):
+                        try:
+                            outcome = fit_outcome(cell.recipe, seed, self.device, self.plan.curve_points, tick)
+                            finish(cell, {seed: outcome})
+                        except Exception as error:  # it must not cost the other cells their outcomes
+                            fail(cell, [seed], error)
+                    writer.write()
+                claims.release(seeds)
 
-    def _unfinished(self, cell: Cell, seeds: list[int]) -> list[int]:
-        return [seed for seed in seeds if (cell.recipe.key, seed) not in self.finished]
+    def _alone(self, cells: Sequence[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
+        """The runs that are trained one at a time, and have no row yet."""
+        runs = [(cell, seed) for cell in cells if self._is_alone(cell) for seed in seeds]
+        return [(cell, seed) for cell, seed in runs if (cell.recipe.key, seed) not in self.finished]
 
-    def _keep(self, cell: Cell, outcomes: dict[int, Outcome]) -> None:
-        # All seeds of the chunk were trained, since a stack of another size may round differently.
-        common = rows.Common(cell.recipe.settings, {"engine": self._engine, "versions": _versions()})
-        self._writer.write(
-            rows.Row(common, seed, outcomes[seed].pop("seconds"), outcomes[seed])
-            for seed in self._unfinished(cell, list(outcomes))
-        )
+    def _is_alone(self, cell: Cell) -> bool:
+        return self.plan.engine == "fit" or cell.recipe.alone is not None
 
-    @property
-    def _engine(self) -> dict[str, Any]:
+    def _made_with(self, cell: Cell) -> dict[str, Any]:
         plan = self.plan
-        return {
-            "device": self.fabric.device.type, "threads": plan.threads, "chunk": plan.chunk, "share": plan.share,
-        }  # fmt: skip
+        engine: dict[str, Any] = {"device": self.device.type, "threads": plan.threads}
+        engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk, "share": plan.share}
+        return {"engine": engine, "versions": _versions()}
 
-    def _gather(self) -> bool:
+    def _read(self) -> int:
+        """Read which runs are finished, those of other processes included; returns the seed-epochs that are left."""
+        self.finished |= {row.key for row in rows.load(self.folder)[0]}
+        left = self._work_left()
+        if self.progress:
+            self.progress.advance(max(0, self.progress.total - left - self.progress.done))
+        return left
+
+    def _unfinished(self, seeds: Sequence[int]) -> list[Cell]:
+        known = self.finished | self.failed
+        return [cell for cell in self.study.cells if any((cell.recipe.key, seed) not in known for seed in seeds)]
+
+    def _work_left(self) -> int:
+        """Epochs of all seeds that are not finished."""
+        total = 0
+        for seeds in self.plan.chunks:
+            cells = self._unfinished(seeds)
+            alone = [cell for cell in cells if self._is_alone(cell)]
+            together = [cell for cell in cells if cell not in alone]
+            epochs = sum(stage.epochs for cell in alone for stage in cell.recipe.stages)
+            total += len(seeds) * (epochs + epochs_needed(together, self.plan.share))
+        return total
+
+    def _start_others(self) -> dict[int, BaseProcess]:
+        self.progress = WorkProgress("study", "seed-epochs", self._work_left())
+        context = multiprocessing.get_context("spawn")
+        others: dict[int, BaseProcess] = {}
+        for rank in range(1, self.plan.fabric.devices):
+            arguments = (self.study.plan, self.study.base, self.study.tuned, self.folder, rank)
+            others[rank] = context.Process(target=_other_process, args=arguments, daemon=True)
+            others[rank].start()
+        return others
+
+    def _gather(self, command: str, is_tuning: bool) -> bool:
         finished, _ = rows.load(self.folder)
         places = [(cell.recipe.key, seed) for cell in self.study.cells for seed in self.plan.seed_list]
         order = {place: number for number, place in enumerate(places)}
         # Rows of an earlier, larger design are kept, after those of this one.
         finished.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
         rows.save(self.folder, finished)
-        print(write_report(self.study, finished, self.folder, self.command))
-        say(f"report: {self.folder / 'report.md'}")
+        if not is_tuning:
+            print(write_report(self.study, finished, self.folder, command))
+            say(f"report: {self.folder / 'report.md'}")
         results = rows.Results(self.study, finished)
         if results.missing:
             say(f"{results.missing} runs are missing: the same command repeats them")
@@ -135,25 +252,49 @@ class Runner:
         return not results.missing and results.diverged < len(results.runs)
 
 
+def tuned(study: Study, folder: Path, command: str) -> Study:
+    """Choose the tuned setting of each cell, on the seeds of the tuning, and return the study with it.
+
+    Args:
+        study: The design.
+        folder: Folder of the results; those of the tuning are in a folder ``tuning`` in it.
+        command: The command that was typed.
+    """
+    losses: dict[str, list[tuple[float, int]]] = {}  # of each cell: median loss, and index of the value
+    candidates = study.tuning()
+    for index, (_, candidate) in enumerate(candidates):
+        place = folder / "tuning" / str(index)
+        Runner(candidate, place).run(command, is_tuning=True)
+        for cell, by_seed in rows.Results(candidate, rows.load(place)[0]).by_cell.items():
+            known = [outcome["final_loss_dropout_off"] for outcome in by_seed.values()]
+            loss = median([math.inf if value is None else value for value in known] or [math.inf])
+            losses.setdefault(cell.name, []).append((loss, index))
+    best = {name: candidates[min(found)[1]][0] for name, found in losses.items()}
+    return Study(study.plan, study.base, best) if best else study
+
+
+def _other_process(plan: Plan, base: Settings, tuned: Mapping[str, Any] | None, folder: Path, rank: int) -> None:
+    """The work of a process that another one has started."""
+    with suppress(KeyboardInterrupt), Claims(folder) as claims:  # the process that started this one says so
+        Runner(Study(plan, base, tuned), folder, rank).work(claims)
+
+
+def _report_deaths(others: dict[int, BaseProcess]) -> None:
+    for rank, process in list(others.items()):
+        if code := process.exitcode:
+            how = f"was killed (signal {-code})" if code < 0 else f"failed (exit code {code})"
+            say(f"process {rank} {how}: the others take over its runs")
+            del others[rank]
+
+
 def _versions() -> dict[str, str]:
     names = ("tinygpt-lightning", "torch", "lightning")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def _fabric(settings: FabricSettings) -> Fabric:
-    several = settings.devices * settings.num_nodes > 1
+def _device(settings: FabricSettings, rank: int) -> torch.device:
+    devices = 1 if settings.devices == 1 or settings.accelerator == "cpu" else [rank]
     try:
-        return Fabric(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            # The barrier at the end waits for the slowest process.
-            strategy=DDPStrategy(timeout=timedelta(days=30)) if several else "auto",
-        )
+        return Fabric(accelerator=settings.accelerator, devices=devices).device
     except (RuntimeError, ValueError) as error:  # Fabric's message lists the choices
         raise UsageError(f"fabric.accelerator, fabric.devices: {error}") from None
-
-
-def _report_failure(cell: Cell, seeds: list[int], error: Exception) -> None:
-    reason = (str(error).splitlines() or [""])[0]
-    say(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}")

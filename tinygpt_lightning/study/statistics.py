@@ -1,12 +1,16 @@
-"""Confidence intervals, exact tests and corrections: pure functions."""
+"""Exact tests, confidence intervals and corrections: pure functions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+MOST_ENUMERATED = 20  # differences whose signs are enumerated, a million ways; beyond, the normal approximation
 
 
 class Interval(NamedTuple):
@@ -32,75 +36,83 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     return Interval(float(interval.low), float(interval.high))
 
 
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of a paired comparison of two yes/no outcomes (McNemar 1947).
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval of a mean.
 
-    Args:
-        only_first: Number of pairs in which only the first outcome is a success.
-        only_second: Number of pairs in which only the second one is. Pairs that agree do not count.
+    Raises:
+        ValueError: If there are fewer than two values.
 
-    >>> mcnemar_exact(5, 0)  # 2 · 0.5^5
+    >>> mean_interval([2.0, 2.0, 2.0])
+    Interval(low=2.0, high=2.0)
+    """
+    if len(values) < 2:
+        raise ValueError(f"expected two values or more, got {len(values)}")
+    half = stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+    return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
+
+
+def sign_test(lower: int, higher: int) -> float:
+    """Two-sided exact p-value of so many differences below and above zero; ties do not count.
+
+    >>> sign_test(5, 0)  # 2 · 0.5^5
     0.0625
-    >>> mcnemar_exact(0, 0)
+    >>> sign_test(0, 0)
     1.0
     """
-    discordant = only_first + only_second
-    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return float(stats.binomtest(lower, lower + higher).pvalue) if lower + higher else 1.0
 
 
-def cochran_q(outcomes: Sequence[Sequence[bool]]) -> float:
-    """Asymptotic p-value of a paired comparison of several yes/no outcomes (Cochran 1950).
+def sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided p-value of the mean of paired differences (Fisher 1935): under the null each sign is a coin flip.
+
+    Exact up to 20 differences; beyond, by the normal approximation of the sum's distribution.
+
+    >>> sign_flip([3.0, 1.0, 2.0, 5.0, 4.0])  # all on one side: 2 of 2^5 ways
+    0.0625
+    >>> sign_flip([0.0, 0.0])
+    1.0
+    """
+    values = np.abs(np.array([value for value in differences if value], dtype=float))
+    total = abs(float(sum(differences)))
+    if not len(values):
+        return 1.0
+    if len(values) > MOST_ENUMERATED:
+        return float(2 * stats.norm.sf(total / math.sqrt(float((values**2).sum()))))
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums - value, sums + value])
+    return float(np.mean(np.abs(sums) >= total * (1 - 1e-12)))
+
+
+def permutation_test(seeds: Sequence[Sequence[tuple[Sequence[bool], Sequence[bool]]]]) -> float:
+    """Exact two-sided p-value of a comparison of two levels whose labels are permuted within each seed.
+
+    The statistic is the number of successes at the first level. Under the null a seed's runs are exchangeable: each
+    choice of the runs that carry the first label is equally likely, the same one in all its strata of one shape. With
+    one run at each level this is McNemar's exact test.
 
     Args:
-        outcomes: One outcome for each level, by seed.
+        seeds: For each seed its strata: the outcomes at the first level and at the second one.
 
-    Raises:
-        ValueError: If there are no seeds, fewer than two levels, or not the same number for each seed.
-
-    >>> round(cochran_q([[True, True, False]] * 6), 4)  # Q = 12, two degrees of freedom
-    0.0025
-    >>> cochran_q([[True, True, True]] * 6)
-    1.0
+    >>> pair = [([True], [False])]  # one seed, one stratum
+    >>> permutation_test([pair] * 6)  # 2 / 2^6
+    0.03125
+    >>> round(permutation_test([[([True], [False] * 4)]] * 2), 4)  # the label falls on the success in 1 of 5 ways
+    0.04
     """
-    values = _by_seed(outcomes)
-    k = values.shape[1]
-    of_level, of_seed = values.sum(axis=0), values.sum(axis=1)
-    spread = float((of_seed * (k - of_seed)).sum())
-    if spread == 0:  # no seed differs between levels
-        return 1.0
-    q = k * (k - 1) * float(((of_level - of_level.mean()) ** 2).sum()) / spread
-    return float(stats.chi2.sf(q, k - 1))
-
-
-def friedman(numbers: Sequence[Sequence[float]]) -> float:
-    """Asymptotic p-value of a paired comparison of several numbers, by their ranks (Friedman 1937).
-
-    Args:
-        numbers: One number for each level, by seed.
-
-    Raises:
-        ValueError: If there are no seeds, fewer than two levels, or not the same number for each seed.
-
-    >>> round(friedman([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), 4)  # chi² = 6, two degrees of freedom
-    0.0498
-    >>> friedman([[1, 1, 1], [2, 2, 2]])
-    1.0
-    """
-    values = _by_seed(numbers)
-    n, k = values.shape
-    ranks = stats.rankdata(values, axis=1)
-    spread = float(((ranks - (k + 1) / 2) ** 2).sum())
-    if spread == 0:  # all ranks are tied
-        return 1.0
-    chi2 = (k - 1) * n * n * float(((ranks.mean(axis=0) - (k + 1) / 2) ** 2).sum()) / spread
-    return float(stats.chi2.sf(chi2, k - 1))
-
-
-def _by_seed(rows: Sequence[Sequence[float]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    values = np.array(rows, dtype=float)
-    if values.ndim != 2 or values.shape[1] < 2:
-        raise ValueError(f"expected seeds with two levels or more, got {rows!r:.60}")
-    return values
+    observed, centre, spread = 0, 0.0, np.ones(1)  # the probability of each number of successes, from 0
+    for strata in seeds:
+        shapes: dict[tuple[int, int], list[list[bool]]] = {}
+        for first, second in strata:
+            observed += sum(first)
+            centre += len(first) * (sum(first) + sum(second)) / (len(first) + len(second))
+            shapes.setdefault((len(first), len(second)), []).append([*first, *second])
+        for (n_first, n_second), outcomes in shapes.items():
+            by_place = np.sum(outcomes, axis=0)  # all strata of this shape together
+            counts = np.bincount([by_place[list(c)].sum() for c in combinations(range(n_first + n_second), n_first)])
+            spread = np.convolve(spread, counts / counts.sum())
+    distance = np.abs(np.arange(len(spread)) - centre)
+    return min(1.0, float(spread[distance >= abs(observed - centre) - 1e-9].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -117,23 +129,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_bootstrap(
-    differences: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Percentile interval of the mean of paired differences (Efron 1979); equal seeds give equal intervals.
+def kaplan_meier(times: Sequence[float], events: Sequence[bool]) -> dict[float, float]:
+    """The share without an event after each time at which there is one (Kaplan and Meier 1958).
 
-    The percentile method and not BCa, which is undefined when all differences are equal.
+    Args:
+        times: Time of the event, or of the last observation.
+        events: Whether there was an event at that time.
 
-    Raises:
-        ValueError: If there are fewer than two differences.
-
-    >>> paired_bootstrap([2.0, 2.0, 2.0])
-    Interval(low=2.0, high=2.0)
+    >>> kaplan_meier([1, 2, 2, 3], [True, True, False, True])
+    {1: 0.75, 2: 0.5, 3: 0.0}
     """
-    if len(differences) < 2:
-        raise ValueError(f"expected two differences or more, got {len(differences)}")
-    values = np.asarray(differences, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values[picks].mean(axis=1), [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    share, curve = 1.0, {}
+    for time in sorted({time for time, event in zip(times, events, strict=True) if event}):
+        at_risk = sum(other >= time for other in times)
+        share *= 1 - sum(event and other == time for other, event in zip(times, events, strict=True)) / at_risk
+        curve[time] = share
+    return curve
+
+
+def logrank_scores(times: Sequence[float], events: Sequence[bool]) -> list[float]:
+    """Each run's score in the log-rank test (Peto and Peto 1972): its events less those expected by its time.
+
+    Args:
+        times: Time of the event, or of the last observation.
+        events: Whether there was an event at that time.
+
+    >>> logrank_scores([1, 2], [True, False])
+    [0.5, -0.5]
+    """
+    when, happened = np.array(times, dtype=float), np.array(events, dtype=bool)
+    distinct, counts = np.unique(when[happened], return_counts=True)
+    at_risk = len(when) - np.searchsorted(np.sort(when), distinct)
+    hazard = np.concatenate([[0.0], np.cumsum(counts / at_risk)])
+    return [float(score) for score in happened - hazard[np.searchsorted(distinct, when, side="right")]]

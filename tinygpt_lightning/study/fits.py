@@ -1,0 +1,108 @@
+"""Runs that the stacked engine cannot train, one `fit` at a time: many pairs, `until`, any optimizer, any precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torchmetrics.functional.text import char_error_rate
+from typing_extensions import override
+
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
+from tinygpt_lightning.callbacks.staged_training import StagedTraining
+from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.module import TinyGPTModule
+from tinygpt_lightning.study.outcome import Outcome, kept_epochs, number
+from tinygpt_lightning.study.recipe import Recipe
+from tinygpt_lightning.trained import TrainedGPT
+
+
+class Recorder(Callback):
+    """Keeps the curves of a fit.
+
+    Args:
+        tick: Called after every epoch with the number of seeds that trained, 1.
+
+    Attributes:
+        losses: Training loss of each epoch, in nats.
+        exact: Whether every pair is an exact match after each epoch.
+        lengths: Epochs of each stage that is over.
+        validation_loss: Loss after the last epoch, dropout off, in nats.
+    """
+
+    def __init__(self, tick: Callable[[int], None]) -> None:
+        self.tick = tick
+        self.losses: list[float] = []
+        self.exact: list[bool] = []
+        self.lengths: list[int] = []
+        self.validation_loss = float("nan")
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        self.losses.append(float(metrics["train/loss"]))
+        self.exact.append(float(metrics["val/exact_match"]) == 1)
+        self.validation_loss = float(metrics["val/loss"])
+        self.tick(1)
+
+    def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        """Note the length of a stage, which ``until`` may have ended."""
+        self.lengths.append(len(self.losses) - sum(self.lengths))
+
+
+def fit_outcome(
+    recipe: Recipe, seed: int, device: torch.device, curve_points: int, tick: Callable[[int], None]
+) -> Outcome:
+    """Train one seed as `fit` does, and return its outcome.
+
+    With many pairs a run is exact if every pair is, its text has one line for each pair that is not, and the error
+    rate is over all pairs. The loss with dropout after the last update is not measured: it is None.
+
+    Args:
+        recipe: Settings of the run.
+        seed: Its seed.
+        device: Where to compute.
+        curve_points: Number of epochs of a long curve that are kept.
+        tick: Called after every epoch with the number of seeds that trained, 1.
+    """
+    start = time.perf_counter()
+    recorder = Recorder(tick)
+    seed_everything(seed, verbose=False)
+    module = TinyGPTModule(
+        recipe.config, recipe.vocabulary.vocab, recipe.optimizer, recipe.lr_scheduler, recipe.taught, recipe.loss_on
+    )
+    data = QADataModule(**recipe.settings["data"], n_positions=recipe.config.n_positions)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator=device.type, devices=1, max_epochs=-1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+            callbacks=[StagedTraining(recipe.stages, folder), recorder, ExactResume()],
+            **dataclasses.asdict(recipe.trainer),
+        )  # fmt: skip
+        trainer.fit(module, data)
+    module.to(device)
+    taught = recipe.taught
+    expected = [taught.text(pair) for pair in taught.pairs]
+    texts = TrainedGPT(module.model.eval(), module.tokenizer, taught).complete_all(taught.prompts)
+    wrong = [text for text, truth in zip(texts, expected, strict=True) if text != truth]
+    *starts, total = [0, *accumulate(recorder.lengths)]
+    kept = kept_epochs(total, starts, curve_points)
+    first_exact = next((i + 1 for i, exact in enumerate(recorder.exact[starts[-1] :]) if exact), None)
+    return {
+        "exact": not wrong,
+        "text": texts[0] if len(texts) == 1 else "\n".join(wrong),
+        "generated_char_error_rate": number(char_error_rate(texts, expected).item()),
+        "epochs": [epoch + 1 for epoch in kept],
+        "loss": [number(recorder.losses[epoch]) for epoch in kept],
+        "first_loss_of_stage": [number(recorder.losses[epoch]) for epoch in starts],
+        "epochs_to_exact": first_exact,
+        "final_loss_dropout_on": None,
+        "final_loss_dropout_off": number(recorder.validation_loss),
+        "exact_pairs": (len(texts) - len(wrong)) / len(texts),
+        "seconds": time.perf_counter() - start,
+    }
