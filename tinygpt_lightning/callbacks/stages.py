@@ -120,8 +120,10 @@ class Stage:
             raise ValueError(f"interval: expected epoch or step, got {self.interval!r}")
         for name in ("epochs", "steps", "frequency"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name}: expected an integer of 1 or more, got {value!r}")
+            if value is not None and type(value) is not int:
+                raise ValueError(f"{name}: expected an integer, got {value!r}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
 
     def as_text(self) -> dict[str, str]:
         """Return the settings that a checkpoint records, by name; the optimizer's are compared when it is built."""
