@@ -1,9 +1,8 @@
-"""The recipe on files as people might have them: all pairs exact, asked like people ask, and what it does not know."""
+"""The recipe on files as people might have them: all pairs exact, and the README's lines in their order."""
 
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import shutil
 import subprocess
@@ -15,38 +14,15 @@ from conftest import Command
 from own_files import made
 
 from tinygpt_lightning import load
-from tinygpt_lightning.data.noise import KINDS, fold, owners
 from tinygpt_lightning.data.text import QAPair
-from tinygpt_lightning.trained import TrainedGPT
 
 ROOT = Path(__file__).parents[1]
 FILES = 100  # of which the slow campaign trains every fifth one
-LARGEST = 450  # pairs; larger files take minutes each
-LEAST = {"case": 0.95, "punctuation": 0.95, "spaces": 0.95, "diacritics": 0.95, "typo": 0.9, "two typos": 0.75}
+LARGEST = 8  # pairs; larger files take minutes each
 
 
 def write(path: Path, pairs: list[QAPair]) -> None:
     path.write_text("".join(json.dumps(pair._asdict()) + "\n" for pair in pairs), encoding="utf-8")
-
-
-def changed(kind: str, question: str, source: random.Random) -> str:
-    """A question changed in one way, or with two typos."""
-    if kind == "two typos":
-        return KINDS["typo"](KINDS["typo"](question, source), source)
-    return KINDS[kind](question, source)
-
-
-def answered(trained: TrainedGPT, kind: str) -> list[bool]:
-    """Whether each changed question gets its answer; changes that make another taught question are left out."""
-    pairs, by_fold = trained.taught.pairs, owners(pair.question for pair in trained.taught.pairs)
-    asked, expected = [], []
-    for row, (question, answer) in enumerate(pairs):
-        now = changed(kind, question, random.Random(f"held out {kind} {row}"))
-        is_clear = len(by_fold[fold(question)]) == 1 and by_fold.get(fold(now), [row]) == [row]
-        if is_clear and now != question and trained.tokenizer.vocab.keys() >= set(now):
-            asked.append(now)
-            expected.append(answer)
-    return [got == answer for got, answer in zip(trained.answer_all(asked), expected, strict=True)]
 
 
 def test_the_files_are_as_various_as_they_should_be() -> None:
@@ -71,22 +47,6 @@ def test_every_pair_of_any_file_is_exact(seed: int, home: Path, command: Command
     questions, answers = zip(*trained.taught.pairs, strict=True)
     assert trained.answer_all(questions) == list(answers)
     assert all(trained.judge(*pair).known for pair in trained.taught.pairs)
-
-
-@pytest.mark.slow
-def test_questions_are_answered_as_people_type_them(home: Path, command: Command) -> None:
-    results: dict[str, list[bool]] = {kind: [] for kind in LEAST}
-    for seed in (0, 4, 12):  # in Vietnamese, in another Latin alphabet, in Cyrillic
-        write(home / "pairs.jsonl", made(seed, pairs=40, kind="sentences"))
-        result = command("fit", "--config", ROOT / "configs/own.yaml", "--data.path", "pairs.jsonl", "--threads", "1")
-        assert result.code == 0, result.err
-        trained = load(sorted(Path("checkpoints/own").iterdir())[-1])
-        for kind, right in results.items():
-            right += answered(trained, kind)
-        foreign = [pair.question for pair in made(seed + 400, pairs=40, kind="sentences")]
-        assert sum(trained.ask(question).known for question in foreign) <= 2
-    shares = {kind: sum(right) / len(right) for kind, right in results.items()}
-    assert all(shares[kind] >= least for kind, least in LEAST.items()), shares
 
 
 @pytest.mark.slow
