@@ -54,9 +54,16 @@ class Terminal:
         return self.read("> ").replace("\r\n", "\n")
 
     def end(self, keys: str) -> int:
-        os.write(self.file, keys.encode())
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        # Python notices a Ctrl-C that comes just before it waits for a key only at the next key: people press again.
+        for _ in range(20):
+            os.write(self.file, keys.encode())
+            deadline = time.monotonic() + 6
+            while time.monotonic() < deadline:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    return os.waitstatus_to_exitcode(status)
+                time.sleep(0.02)
+        raise AssertionError(f"it does not end with {keys!r}")
 
     def _more(self) -> str:
         return os.read(self.file, 4096).decode(errors="replace")
