@@ -100,7 +100,7 @@ def test_an_ending_before_the_first_epoch_leaves_nothing(home: Path, command: Co
     result = command(*FIT, "--trainer.max_time", "00:00:00:00")
     assert (result.code, result.out) == (2, "")
     assert result.err == "error: ended early by max_time before the first epoch was done; nothing is kept\n"
-    assert not list(Path("checkpoints/small").iterdir())
+    assert not Path("checkpoints").exists()
 
 
 def test_a_newer_run_that_was_killed_is_not_over(home: Path, command: Command) -> None:
@@ -189,7 +189,7 @@ def test_averaging_across_a_boundary_is_refused(home: Path, command: Command, st
     assert (
         f"swa_epoch_start: expected 31 or more, so that it averages within the last stage, got {start};" in result.err
     )
-    assert not list(Path("checkpoints/small").iterdir())
+    assert not Path("checkpoints").exists()
 
 
 @pytest.mark.parametrize(

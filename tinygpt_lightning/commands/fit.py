@@ -61,7 +61,7 @@ def fit(args: Sequence[str]) -> None:
     if settings.config.auto:
         settings = with_recipe(settings)
     with open_run(settings) as opened:
-        opened.settings.locate_pairs(*opened.run.path.resolve().parents[:3])
+        opened.settings.locate_pairs(*opened.run.path.resolve().parents[: 3 if opened.checkpoint else 0])
         objects = opened.settings.instantiate(pairs=opened.pairs)
         _check_optimizer(objects)
         _check_averaging(objects)

@@ -82,7 +82,8 @@ class TensorBoardReport(Callback):
         self.stop = stop
         self.text_every_n_epochs = text_every_n_epochs
         self.shown_at: float | None = None  # the character error rate of the texts shown last
-        self._shown_in: int | None = None  # their epoch
+        self.drawn_at = 0  # epochs done when the attention was drawn last
+        self._shown_in: int | None = None  # the epoch of those texts
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Define the chart of all stages; hide values that a killed run logged for steps that will be repeated."""
@@ -117,6 +118,8 @@ class TensorBoardReport(Callback):
             return
         if self._shown_in != trainer.current_epoch:
             self._show_texts(trainer, pl_module)
+        if self.drawn_at != trainer.current_epoch + 1:
+            self._show_attention(trainer, pl_module)
         _project(writer, pl_module, f"after stage {index + 1}")
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self._conclude(trainer, pl_module)
@@ -129,12 +132,12 @@ class TensorBoardReport(Callback):
             self._conclude(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The error rate of the texts shown last, so that a resumed run shows the same texts."""
-        return {"shown_at": self.shown_at}
+        """What was shown last, so that a resumed run shows the same texts and pictures."""
+        return {"shown_at": self.shown_at, "drawn_at": self.drawn_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self.shown_at = state["shown_at"]
+        self.shown_at, self.drawn_at = state["shown_at"], state.get("drawn_at", 0)  # older runs drew at stages' ends
 
     def _show_texts(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.shown_at, self._shown_in = _error_rate(trainer), trainer.current_epoch
@@ -150,7 +153,15 @@ class TensorBoardReport(Callback):
             ]
             writer.add_text("generated", "\n\n".join(shown), trainer.global_step - 1)
 
-            text = taught.text(pairs[0])[: min(MAX_SYMBOLS, pl_module.model.config.n_positions)]
+            # At each doubling: 24 heads are 150 kB, and the texts of many pairs change hundreds of times.
+            if trainer.current_epoch + 1 >= 2 * self.drawn_at:
+                self._show_attention(trainer, pl_module)
+
+    def _show_attention(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.drawn_at = trainer.current_epoch + 1
+        if (writer := _writer(trainer)) and isinstance(pl_module, TinyGPTModule):
+            taught = pl_module.taught
+            text = taught.text(taught.pairs[0])[: min(MAX_SYMBOLS, pl_module.model.config.n_positions)]
             weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
             image = Summary.Value(tag="attention of the heads", image=_png(tile_heads(weights, text)))
             # Not by `add_image`, whose wide numbers took more memory than all the rest of a fit.
