@@ -39,6 +39,7 @@ class UsesEachName(Callback):
         averages, logged = _lightning.running_averages(trainer), _lightning.logged_values(trainer)
         assert "training_step.train/loss" in averages
         _lightning.restore_running_averages(trainer, pl_module, averages)
+        assert _lightning.is_logged(trainer)
         _lightning.log_step(trainer)
         _lightning.update_plateau_schedulers(trainer, "step")
         _lightning.finish_epoch(trainer)

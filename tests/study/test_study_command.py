@@ -289,7 +289,7 @@ def test_a_size_file_of_fit_can_be_added(tmp_path, monkeypatch):
         (["--seeds", "many"], "seeds"),
         (["--seeds", "99999999999999999999"], "seeds: expected at most 1000000, got 99999999999999999999"),
         (["--model.optimiser", "[new]"], "model.optimiser"),
-        (["--stages", "[{epochs: 0}]"], "epochs: expected an integer of 1 or more, got 0"),
+        (["--stages", "[{epochs: 0}]"], "epochs: expected 1 or more, got 0"),
         (["--stages", "[{epochs: 3, kept: 1}]"], "did you mean 'keep'?"),
         (["--model.config.n_head", "5"], "n_head: expected a divisor of n_embd=768, got 5"),
         (["--data.answer", "x" * 2000], "model.config.n_positions: expected "),

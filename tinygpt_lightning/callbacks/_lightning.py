@@ -193,6 +193,11 @@ def start_next_epoch(trainer: Trainer) -> None:
 # Logged values
 
 
+def is_logged(trainer: Trainer) -> bool:
+    """Whether the loggers get the values of the step at hand (``log_every_n_steps``)."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
 def log_step(trainer: Trainer) -> None:
     """Log the values of the batch that a checkpoint was saved in, which its process may not have logged."""
     connector = trainer._logger_connector

@@ -182,8 +182,9 @@ class StagedTraining(Callback):
         self._arrive(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Log the stage with every step, so that its curve shows the boundaries."""
-        pl_module.log("stage", self.position.index + 1.0)
+        """Log the stage where loggers take values, so that its curve shows the boundaries; each step costs more."""
+        if batch_idx == 0 or _lightning.is_logged(trainer):
+            pl_module.log("stage", self.position.index + 1.0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored value; in a stage with steps, decide whether it ends."""
