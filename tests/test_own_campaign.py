@@ -52,7 +52,7 @@ def test_every_pair_of_any_file_is_exact(seed: int, home: Path, command: Command
 @pytest.mark.slow
 def test_the_lines_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    pairs = made(4, pairs=6, kind="sentences")
+    pairs = [QAPair(question[:40], answer[:80]) for question, answer in made(4, pairs=6, kind="sentences")]
     write(tmp_path / "configs/faq.jsonl", pairs)  # the real one takes minutes
     write(tmp_path / "pairs.jsonl", pairs[1:])
     write(tmp_path / "questions.jsonl", pairs[1:3])
