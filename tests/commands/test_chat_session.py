@@ -62,7 +62,7 @@ def test_what_cannot_be_done_is_said_in_a_line_and_the_chat_goes_on(
     capsys.readouterr()
     assert session.take(line)
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == ("" if line.startswith("/") else "\n")  # a pipe gets a line for each question
     assert reason in err
     assert err.count("\n") == 1
     assert session.generation == GenerationConfig()
@@ -83,7 +83,7 @@ def test_settings_are_set_and_shown_by_generations_names(session: Session, capsy
         assert session.take(line)
     assert session.generation == GenerationConfig(60, 0.8, None, 0.9, 3)
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == ("" if line.startswith("/") else "\n")  # a pipe gets a line for each question
     assert err.splitlines()[0] == "temperature is 0.8"
     assert err.splitlines()[-2:] == ["top_k is null", "seed is 3"]
 
