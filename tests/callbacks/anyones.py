@@ -22,7 +22,7 @@ from torch.optim import LBFGS, SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 from torchmetrics import MeanMetric
 
-from tinygpt_lightning import Stage, StagedTraining, Until
+from tinygpt_lightning import Stage, StagedTraining, Until, current_stage
 
 BATCHES = 5  # in an epoch
 
@@ -324,6 +324,13 @@ class NewHead(StagedTraining):
         pl_module.head = nn.Sequential(nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 1)).to(pl_module.device)
 
 
+class ByStage(Anyones):
+    """What a step computes depends on the stage, which the module asks the trainer for."""
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return super().training_step(batch * (1 + current_stage(self.trainer)))
+
+
 def second_epoch(trainer: Trainer, pl_module: LightningModule) -> bool:
     return trainer.current_epoch % 2 == 1
 
@@ -385,5 +392,24 @@ SETUPS = {
     "steps, frozen layer": Setup(
         OnlyTrainable, [Stage(steps=3), Stage(steps=7), Stage(steps=4, reset_optimizer=False)], staged=Freezes
     ),
+    "frozen by name": Setup(
+        OnlyTrainable,
+        [Stage(1, freeze="body.*"), Stage(2, freeze=["head.bias", "bod?.bias"]), Stage(1, reset_optimizer=False)],
+    ),
+    "steps, frozen by name": Setup(
+        OnlyTrainable, [Stage(steps=7, freeze="head.*"), Stage(steps=4), Stage(1, freeze="body.*")]
+    ),
+    "best restored": Setup(
+        Normalized,
+        [
+            Stage(4, until=Until("val/loss", patience=2), restore_best=True),
+            Stage(3, until=Until("val/loss", patience=2), restore_best=True, reset_optimizer=False),
+        ],
+    ),
+    "steps, best restored, accumulated": Setup(
+        stages=[Stage(steps=30, until=Until("val/loss", patience=1), restore_best=True), Stage(steps=4)],
+        trainer={"val_check_interval": 3, "accumulate_grad_batches": 2},
+    ),
+    "current stage": Setup(ByStage, [Stage(steps=7), Stage(2), Stage(steps=3)]),
     "loaders made anew": Setup(Workers, trainer={"reload_dataloaders_every_n_epochs": 1}),
 }

@@ -7,8 +7,7 @@ Written for Lightning 2.6.6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -43,37 +42,6 @@ def check_package(trainer: object, callback: object) -> None:
             f"{type(callback).__name__}: expected a Trainer of lightning.pytorch, got one of "
             f"{type(trainer).__module__}; write `import lightning.pytorch as pl`"
         )
-
-
-@contextmanager
-def replaced(instance: object, name: str, value: object) -> Iterator[None]:
-    """Give an attribute of ``instance`` another value until the context ends."""
-    before = vars(instance).copy()
-    setattr(instance, name, value)
-    try:
-        yield
-    finally:
-        if name in before:
-            setattr(instance, name, before[name])
-        else:
-            delattr(instance, name)
-
-
-@contextmanager
-def then(instance: object, method: str, hook: Callable[[Any], None]) -> Iterator[None]:
-    """Call ``hook`` with the result after each call of a method of ``instance``, until the context ends.
-
-    For moments that Lightning has no hook for, behind a public method of one object.
-    """
-    call = getattr(instance, method)
-
-    def call_and_hook(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        hook(result)
-        return result
-
-    with replaced(instance, method, call_and_hook):
-        yield
 
 
 # Random number generators
@@ -123,6 +91,20 @@ def restart_persistent_workers(loaders: Sequence[Any]) -> None:
     for loader in loaders:
         if getattr(loader, "persistent_workers", False):
             _shutdown_workers_and_reset_iterator(loader)
+
+
+def reload_loaders(trainer: Trainer) -> None:
+    """Let module or data module make their loaders anew, between two epochs."""
+    loop: Any = trainer.fit_loop
+    validation = loop.epoch_loop.val_loop
+    loop._combined_loader = None
+    loop.setup_data()
+    for loader in train_loaders(trainer):
+        set_sampler_epoch(loader, loop.epoch_progress.current.processed)
+    if validation._combined_loader is not None:
+        validation._combined_loader, trainer.validating = None, True
+        validation.setup_data()
+        trainer.training = True
 
 
 # Progress of the loops

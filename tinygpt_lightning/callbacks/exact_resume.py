@@ -26,13 +26,13 @@ from tinygpt_lightning.callbacks import unfinished_epoch
 from tinygpt_lightning.callbacks._lightning import (
     check_package,
     generator_states,
-    replaced,
     restart_persistent_workers,
     set_generator_states,
     train_loaders,
     validation_loaders,
 )
 from tinygpt_lightning.callbacks.generators import find_generators, seed_all, seed_each
+from tinygpt_lightning.callbacks.replaced import replaced
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 
 
