@@ -124,6 +124,27 @@ def test_two_processes_freeze_and_restore_alike(tmp_path: Path) -> None:
     assert not torch.equal(first["body.weight"], second["body.weight"])
 
 
+def test_fast_dev_run_begins_every_stage(tmp_path: Path) -> None:
+    class Fails(StagedTraining):
+        def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+            assert index < 2, "a mistake in the last stage"
+
+    stages = [Stage(9), Stage(9), Stage(9)]
+    quiet_trainer(tmp_path, Fails(stages[:2], tmp_path), fast_dev_run=True, max_epochs=None).fit(Anyones())
+    with pytest.raises(AssertionError, match="a mistake in the last stage"):
+        quiet_trainer(tmp_path, Fails(stages, tmp_path), fast_dev_run=True, max_epochs=None).fit(Anyones())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("settings", [{}, {"fast_dev_run": True, "max_epochs": None}])
+def test_a_misspelt_monitor_is_told_after_the_first_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
+    stages = [Stage(2, until=Until("val/loss", patience=9)), Stage(2, until=Until("val/los", patience=1)), Stage(1)]
+    trainer = quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), **settings)
+    with pytest.raises(UserWarning, match=r"stages\[1\].until.monitor: 'val/los' .*: .*val/loss"):
+        trainer.fit(Anyones())
+    assert trainer.current_epoch == 0
+
+
 def test_a_module_finds_its_stage_by_its_trainer(tmp_path: Path) -> None:
     class Asks(Anyones):
         seen: list[int] = []  # noqa: RUF012, of this test alone

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, unscales_by_itself
-from tinygpt_lightning.callbacks.replaced import replaced
 from tinygpt_lightning.callbacks.stage_weights import Frozen
 from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
+from tinygpt_lightning.callbacks.trainers import replaced
 
 Options = list[dict[str, Any]]  # of each parameter group, without the parameters
 

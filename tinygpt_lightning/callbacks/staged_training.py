@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from tinygpt_lightning.callbacks import _lightning, stage_optimizers
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
-from tinygpt_lightning.callbacks.replaced import replaced, then
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 from tinygpt_lightning.callbacks.stage_condition import StageCondition
 from tinygpt_lightning.callbacks.stage_files import StageFiles
 from tinygpt_lightning.callbacks.stage_weights import Frozen
 from tinygpt_lightning.callbacks.stages import Position, Stage, check_stages
+from tinygpt_lightning.callbacks.trainers import check_package, replaced, then
 from tinygpt_lightning.callbacks.unfinished_epoch import gradients_are_in_use
 
 
@@ -32,34 +32,32 @@ class StagedTraining(Callback):
     so many optimizer steps, and then a boundary may lie in the middle of an epoch. The stages end the run (an earlier
     ``max_epochs`` or ``max_steps`` of the trainer ends it before, to be resumed), ``stage`` is logged (from 1), and
     each stage leaves a checkpoint ``stage-N.ckpt``, which is written when its last epoch or batch is over, after all
-    callbacks, the module, schedulers and loggers. For something of your own at a boundary, override
+    callbacks, the module, schedulers and loggers. For something of your own in a stage, override
     :meth:`on_stage_start`; any callback with a method ``on_stage_end(trainer, pl_module, index)`` is called at each
     stage's end: after the module's ``on_train_epoch_end`` and before checkpoints of the epoch are saved; in the middle
     of an epoch, before the ``stage-N.ckpt``.
 
-    On resume from any checkpoint, :meth:`on_stage_start` of all stages begun so far is called again, in order, before
-    weights are loaded and optimizers built: it must do the same to the module each time (freezing, new layers), and
-    cannot rely on weights or on the trainer's progress. ``README.md`` in this folder has the table of what is covered,
-    refused when the fit starts, and not covered.
-
-    Source: Lightning issues #7629, #9982 (declined), #2006, #3095, #5314, #18279, #19764.
+    On resume, :meth:`on_stage_start` of all stages begun so far is called again, in order, before weights are loaded
+    and optimizers built: it must do the same to the module each time, and cannot rely on weights or progress.
+    ``README.md`` in this folder has the table of what is covered, refused when the fit starts, and not covered.
+    Asked for in Lightning issues #7629, #9982 (declined), #2006, #3095, #5314, #18279, #19764.
 
     Args:
         stages: The stages, in order.
         dirpath: Folder of the ``stage-N.ckpt``; null means the trainer's log folder.
 
     Attributes:
-        stages: The stages.
-        position: Where the run is in them.
+        position: Where the run is in its stages.
 
     Raises:
-        StageError: If there is no stage; when a fit starts, if the trainer's settings contradict the stages, its
-            strategy is not supported, a stage cannot be built as configured, or the resumed run began with other
-            stages.
+        StageError: If there is no stage; when a fit starts, if trainer, strategy or the resumed run contradict the
+            stages, or a stage cannot be built as configured.
 
     >>> StagedTraining(stages=[Stage(epochs=30), Stage(epochs=30)]).position.index
     0
     """
+
+    repeat_epoch_start = False  # it crosses a boundary once
 
     def __init__(self, stages: Sequence[Stage], dirpath: str | Path | None = None) -> None:
         self.stages = check_stages(stages)
@@ -71,11 +69,11 @@ class StagedTraining(Callback):
         self._until_fit_start.close()
         self._hooks.close()
         self.position = Position()
-        self._files, self._frozen = StageFiles(self.dirpath), Frozen()
+        self._files, self._frozen, self._condition = StageFiles(self.dirpath), Frozen(), StageCondition()
+        self._epoch_began_in = 0  # the stage
         self._max_epochs = -1  # the trainer's own limit
         self._progress: Any = SimpleNamespace(started=0, processed=0)  # epochs of the run when the fit started
         self._optimizer: dict[str, str] = {}  # settings of the current optimizers when they were new
-        self._condition = StageCondition()
         self._resumed: dict[str, Any] = {}  # this callback's state in the checkpoint
 
     @property
@@ -89,11 +87,7 @@ class StagedTraining(Callback):
         return self.position.is_over and self.position.index + 1 == len(self.stages)
 
     def _hook(self, trainer: Trainer, instance: object, method: str, hook: Callable[[Any], None]) -> None:
-        def hook_of_callback(result: Any) -> None:
-            if self in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's tuner runs without them meanwhile
-                hook(result)
-
-        self._hooks.enter_context(then(instance, method, hook_of_callback))
+        self._hooks.enter_context(then(trainer, self, instance, method, hook))
 
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Called before the optimizers of stage ``index`` (from 0) are built; on resume see `on_stage_resume`.
@@ -116,7 +110,7 @@ class StagedTraining(Callback):
         if stage != "fit":
             return
         self._begin()
-        _lightning.check_package(trainer, self)
+        check_package(trainer, self)
         stage_optimizers.check_strategy(trainer)
         callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._exact = next((callback for callback in callbacks if isinstance(callback, ExactResume)), None)
@@ -136,6 +130,7 @@ class StagedTraining(Callback):
         # After the module's last values and before checkpoints, Lightning calls only `EarlyStopping` and `Checkpoint`,
         # which users would find in `trainer.early_stopping_callback` instead of their own.
         self._hook(trainer, pl_module, "on_train_epoch_end", lambda _: self._end_epoch(trainer, pl_module))
+        self._hook(trainer, loop, "on_advance_start", partial(self._begin_training, trainer, pl_module, True))
         self._hook(trainer, loop, "on_advance_end", lambda _: self._files.save(trainer, self.position.index))
         self._hook(trainer, loop.epoch_loop, "on_run_start", lambda _: self._end_run(trainer))
         self._hook(trainer, loop.epoch_loop, "on_advance_end", lambda _: self._end_batch(trainer, pl_module))
@@ -154,6 +149,7 @@ class StagedTraining(Callback):
             self._condition.load_state_dict(state)
             self._resumed = state
             self.position = Position(state["built"], state["epoch"], state["step"], state["is_over"])
+            self._epoch_began_in = state.get("epoch_began_in", 0)  # earlier versions had none
             self._files.is_saved = not self.position.is_over
         self._progress = SimpleNamespace(**checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"])
         self._limit_epochs(trainer, self._progress)
@@ -179,12 +175,23 @@ class StagedTraining(Callback):
         self._files.find(trainer, self.position.index)
         while self._is_trial and self.position.index + 1 < len(self.stages):
             self._cross_boundary(trainer, pl_module)
-        if not _lightning.finishes_batch_or_epoch_first(trainer):
-            self._arrive(trainer, pl_module)
+        self._begin_training(trainer, pl_module, within_epoch=False)
+
+    def as_epoch_began(self) -> AbstractContextManager[None]:
+        """While hooks of the epoch's start are repeated, let the stage be the one in which it began."""
+        return replaced(self, "position", replace(self.position, index=self._epoch_began_in))
+
+    def _begin_training(self, trainer: Trainer, pl_module: LightningModule, within_epoch: bool, _: None = None) -> None:
+        if trainer.fit_loop.restarted_mid_epoch == within_epoch:
+            if within_epoch and self._exact:
+                self._exact.repeat_hooks(trainer, pl_module)  # they belong to the stage that may be over
+            if not _lightning.finishes_batch_or_epoch_first(trainer):
+                self._arrive(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cross the boundary that may lie before this epoch."""
         self._arrive(trainer, pl_module)
+        self._epoch_began_in = self.position.index
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the stage where loggers take values, so that its curve shows the boundaries; each step costs more."""
@@ -196,12 +203,13 @@ class StagedTraining(Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.position.is_over:
             return
         self._condition.note(trainer, self._stage)
-        if self._counts_steps and self._until_holds(trainer, pl_module):
+        counts_steps = self._stage.steps is not None
+        if counts_steps and self._condition.holds(trainer, pl_module, self._stage, self.position.index):
             self._end_stage(trainer, pl_module)
 
     def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether the stage ends in the middle of an epoch, when a batch and its validation are over."""
-        if self._counts_steps and not _lightning.is_last_batch(trainer):
+        if self._stage.steps is not None and not _lightning.is_last_batch(trainer):
             if self._exact:
                 self._exact.end_batch(trainer)
             self._arrive(trainer, pl_module)
@@ -212,9 +220,9 @@ class StagedTraining(Callback):
         if trainer.current_epoch == 0 and not self._resumed:
             self._condition.warn_of_missing(trainer, self.stages, self.position.index)
         if not self.position.is_over:
-            is_asked = not self._counts_steps or not trainer.enable_validation
+            is_asked = self._stage.steps is None or not trainer.enable_validation
             # The condition is evaluated first, so that it sees every epoch.
-            holds = is_asked and self._until_holds(trainer, pl_module)
+            holds = is_asked and self._condition.holds(trainer, pl_module, self._stage, self.position.index)
             if holds or self.position.reaches_end(self.stages, trainer.current_epoch + 1, trainer.global_step):
                 self._end_stage(trainer, pl_module)
 
@@ -237,11 +245,11 @@ class StagedTraining(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the position, the settings of the stages begun so far, and what ``until`` has seen."""
         return {
-            # Not derived from the epoch: the checkpoint of a stage's last epoch holds the old optimizers.
-            "built": self.position.index,
+            "built": self.position.index,  # the checkpoint of a stage's last epoch holds the old optimizers
             "epoch": self.position.epoch,
             "step": self.position.step,
             "is_over": self.position.is_over,
+            "epoch_began_in": self._epoch_began_in,
             "stages": [stage.as_text() for stage in self.stages[: self.position.index + 1]],
             "optimizer": self._optimizer,
             **self._condition.state_dict(),
@@ -251,15 +259,8 @@ class StagedTraining(Callback):
     def _stage(self) -> Stage:
         return self.stages[self.position.index]
 
-    @property
-    def _counts_steps(self) -> bool:
-        return self._stage.steps is not None
-
-    def _until_holds(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        return self._condition.holds(trainer, pl_module, self._stage, self.position.index)
-
     def _arrive(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Between two batches or epochs: end the stage if it has its length, and cross the boundary if it is over."""
+        """Between batches or epochs: end the stage if it has its length, and cross the boundary if it is over."""
         self._end_if_reached(trainer, pl_module)
         if self.position.is_over and not self._waits(trainer, pl_module):
             self._leave_stage(trainer, pl_module)
@@ -267,7 +268,7 @@ class StagedTraining(Callback):
 
     def _waits(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether a step still needs gradients, which belong to the stage."""
-        return self._counts_steps and pl_module.automatic_optimization and gradients_are_in_use(trainer)
+        return self._stage.steps is not None and pl_module.automatic_optimization and gradients_are_in_use(trainer)
 
     def _end_if_reached(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs, steps = trainer.current_epoch, trainer.global_step
