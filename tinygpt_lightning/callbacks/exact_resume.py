@@ -34,6 +34,7 @@ from tinygpt_lightning.callbacks._lightning import (
 )
 from tinygpt_lightning.callbacks.generators import find_generators, seed_all, seed_each
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
+from tinygpt_lightning.callbacks.sharded import adopt
 
 
 class ExactResume(Callback):
@@ -123,9 +124,10 @@ class ExactResume(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_package(trainer, self)
+        adopt(trainer)
         if stage == "fit" and trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationException(
-                f"ExactResume: expected a single device or ddp, got {type(trainer.strategy).__name__},"
+                f"ExactResume: expected a single device, ddp or ModelParallelStrategy, got {type(trainer.strategy).__name__},"
                 " which restores checkpoints in an order that is not proven to be exact"
             )
         if stage == "fit" and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):

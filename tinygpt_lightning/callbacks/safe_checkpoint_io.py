@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
@@ -108,7 +109,7 @@ def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     elif type(value) in (list, tuple):
         for i, inner in enumerate(value):
             yield from _leaves(inner, f"{where}[{i}]")
-    elif value is not None and type(value) not in (bool, int, float, str, Tensor, torch.nn.Parameter):
+    elif value is not None and type(value) not in (bool, int, float, str, Tensor, torch.nn.Parameter, DTensor):
         yield where, value
 
 
