@@ -1,30 +1,39 @@
-"""Runs the function of this file that is named first, in two processes which Lightning takes for its own."""
+"""A foreign project that shards its model over two processes: killed or stopped, and resumed.
+
+``python two_processes.py FUNCTION FOLDER`` calls a function of this file in two processes, which Lightning takes for
+those that a launcher has started.
+"""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from anyones import Anyones, quiet_trainer
+from anyones import TRAINING, WITHIN_VALIDATION, Anyones, quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from test_anyones_campaign import Everywhere, differences
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import SGD
 
 from tinygpt_lightning import ExactResume, Stage, StagedTraining
+from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 
 
 class Sharded(Anyones):
-    """Each layer is sharded by itself, as large models are."""
+    """Each layer is sharded by itself, as those of a large model are."""
 
     def configure_model(self) -> None:
         for layer in self.body, self.head:
@@ -32,69 +41,113 @@ class Sharded(Anyones):
 
 
 class Freezes(StagedTraining):
+    """Freezes a layer in the second stage, and adds one in the third."""
+
     def on_stage_start(self, trainer: Trainer, pl_module: Any, index: int) -> None:
         pl_module.body.requires_grad_(index != 1)
+        if index == 2:
+            layer = fully_shard(nn.Linear(8, 8), mesh=pl_module.device_mesh["data_parallel"])
+            pl_module.dropout = nn.Sequential(layer, nn.Dropout(0.3))
 
 
-class End(Callback):
-    """What the run comes to in this process."""
+class StopsOne(Callback):
+    """The signal comes to one process, in the middle of an epoch."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        state = [pl_module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
-        self.left = [local(state), dict(trainer.callback_metrics), trainer.global_step, trainer.current_epoch]
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 4 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+STAGES = [
+    Stage(2),
+    Stage(steps=3, reset_optimizer=False),
+    Stage(1),
+    Stage(1, optimizer=partial(SGD, lr=0.1, momentum=0.9)),
+]
+
+
+def fit(
+    folder: Path,
+    *callbacks: Callback,
+    ckpt_path: Path | None = None,
+    distributed: bool = True,
+    devices: int = 2,
+    module: type[LightningModule] = Sharded,
+    stages: Sequence[Stage] = STAGES,
+    **settings: Any,
+) -> list[Any]:
+    """All that a run comes to in this process."""
+    seed_everything(1, verbose=False)  # Lightning's DistributedSampler takes this one
+    torch.manual_seed(1 if ckpt_path is None else 2)
+    strategy = ModelParallelStrategy(devices, 1, save_distributed_checkpoint=distributed)
+    settings = {"accumulate_grad_batches": 2, **settings}
+    callbacks = Freezes(stages, folder), ExactResume(), *callbacks
+    trainer = quiet_trainer(folder, *callbacks, strategy=strategy, devices=devices, **settings)
+    model = module()
+    trainer.fit(model, ckpt_path=ckpt_path)
+    states = [model.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
+    return [local(states), dict(trainer.callback_metrics), trainer.global_step, trainer.current_epoch]
 
 
 def local(value: Any) -> Any:
-    if isinstance(value, DTensor):
-        return value.to_local().clone()
     if isinstance(value, Tensor):
-        return value.clone()
+        return (value.to_local() if isinstance(value, DTensor) else value).clone()
     if isinstance(value, dict):
         return {key: local(inner) for key, inner in value.items()}
     return [local(inner) for inner in value] if isinstance(value, list) else value
 
 
-def fit(folder: Path, stages: Sequence[Stage], ckpt_path: Path | None = None, distributed: bool = True, save: Sequence[str] = (), staged=Freezes, module=Sharded, **settings: Any) -> list[Any]:
-    seed_everything(1, verbose=False)
-    torch.manual_seed(1 if ckpt_path is None else 2)
-    end = End()
-    callbacks = [staged(stages, folder), ExactResume(), end, *([Everywhere(folder / "every", save)] if save else [])]
-    strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=distributed)
-    trainer = quiet_trainer(folder, *callbacks, strategy=strategy, devices=2, **settings)
-    trainer.fit(module(), ckpt_path=ckpt_path)
-    return end.left
+def campaign(folder: Path, distributed: bool, every: int) -> None:
+    """Resume from each checkpoint that a run leaves, and from that of a run which was stopped."""
+    save = Everywhere(folder / "every", TRAINING + WITHIN_VALIDATION)
+    expected = fit(folder, save, distributed=distributed)
+    stop = GracefulStop(), StopsOne(), Everywhere(folder / "stopped", ["on_train_end"])
+    assert fit(folder / "a", *stop, distributed=distributed)[3] < expected[3]
+    torch.distributed.barrier()
+    files = [*sorted((folder / "every").iterdir())[::every], *(folder / "stopped").iterdir()]
+    files += sorted(folder.glob("stage-*.ckpt"))
+    assert len(files) > 100 // every
+    wrong = {}
+    for file in files:
+        assert file.is_dir() == distributed
+        if found := next(differences(fit(folder / "b", ckpt_path=file, distributed=distributed), expected), None):
+            wrong[file.name] = found
+    assert not wrong, wrong
 
 
-def in_process(rank: int, port: int, name: str, args: Sequence[str]) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_RANK=str(rank), NODE_RANK="0")
-    warnings.simplefilter("ignore")
-    globals()[name](rank, *map(Path, args))
+def quick(folder: Path) -> None:
+    campaign(folder, True, 20)
+
+
+def sharded(folder: Path) -> None:
+    campaign(folder, True, 1)
+
+
+def consolidated(folder: Path) -> None:
+    campaign(folder, False, 1)
+
+
+def _in_process(rank: int, port: int, function: str, folder: str) -> None:
+    # As torchrun does.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    globals()[function](Path(folder))
     torch.distributed.destroy_process_group()
 
 
-def try1(rank, folder):
-    import time
-    stages = [Stage(2), Stage(steps=3, reset_optimizer=False), Stage(1)]
-    for distributed in (True, False):
-        t = time.time()
-        here = folder / str(distributed)
-        expected = fit(here, stages, None, distributed, ("on_train_start","on_train_epoch_start","on_train_batch_start", "on_train_batch_end","on_validation_end", "on_train_epoch_end"), accumulate_grad_batches=2)
-        print("first", rank, time.time()-t, expected[1:], flush=True)
-        torch.distributed.barrier()
-        for file in sorted((here / "every").iterdir()):
-            t = time.time()
-            got = fit(here / "again", stages, file, distributed, accumulate_grad_batches=2)
-            print(rank, file.name, round(time.time()-t,2), list(differences(got, expected))[:2], flush=True)
-
-
-if __name__ == "__main__":
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=in_process, args=(rank, port, sys.argv[1], sys.argv[2:])) for rank in range(2)]
+    context = multiprocessing.get_context("fork")  # Lightning is imported once
+    processes = [context.Process(target=_in_process, args=(rank, port, *sys.argv[1:])) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     sys.exit(any(process.exitcode for process in processes))
+
+
+if __name__ == "__main__":
+    main()

@@ -327,4 +327,4 @@ def materialize(module: torch.nn.Module, device: torch.device) -> None:
 
 def unflatten(values: dict[str, Any], paths: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """Return the dictionary of dictionaries and lists in which each value is at its path."""
-    return cast(dict[str, Any], unflatten_state_dict(values, dict(paths)))
+    return unflatten_state_dict(values, dict(paths))

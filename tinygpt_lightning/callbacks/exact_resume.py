@@ -127,8 +127,8 @@ class ExactResume(Callback):
         adopt(trainer)
         if stage == "fit" and trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationException(
-                f"ExactResume: expected a single device, ddp or ModelParallelStrategy, got {type(trainer.strategy).__name__},"
-                " which restores checkpoints in an order that is not proven to be exact"
+                "ExactResume: expected a single device, ddp or ModelParallelStrategy, which restore checkpoints in an "
+                f"order that is proven to be exact, got {type(trainer.strategy).__name__}"
             )
         if stage == "fit" and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
             raise MisconfigurationException(

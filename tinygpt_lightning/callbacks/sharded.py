@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -16,14 +15,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from tinygpt_lightning.callbacks._lightning import materialize
-from tinygpt_lightning.callbacks.sharded_folder import DIGESTS, META, digests, read_meta, read_optimizer, read_tensors
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO, plain
+from tinygpt_lightning.callbacks.sharded_folder import DIGESTS, META, digests, read_meta, read_optimizer, read_tensors
 from tinygpt_lightning.gpt.checkpoint import local_path, write_checkpoint
 from tinygpt_lightning.gpt.files import remove_leftovers, remove_whole, whole_folder
 
@@ -92,7 +92,7 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         if not self._save_distributed_checkpoint or storage_options is not None:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            super().save_checkpoint(checkpoint, Path(filepath), storage_options)
             return
         path = local_path(self.broadcast(filepath))
         states = {"state_dict": checkpoint.pop("state_dict")}
@@ -102,7 +102,7 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
             remove_leftovers(path.parent, path.name)
         with whole_folder(path) if self.is_global_zero else nullcontext(path) as folder:
             folder = self.broadcast(folder)
-            dcp.save(states, checkpoint_id=folder)
+            save(states, checkpoint_id=folder)
             if self.is_global_zero:
                 write_checkpoint(plain({**checkpoint, DIGESTS: digests(folder)}), folder / META)
 

@@ -6,15 +6,19 @@ import hashlib
 import io
 import pickle
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
@@ -35,7 +39,8 @@ _DATA = {
     "torch.serialization": {"_get_layout"},
     "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
     "collections": {"OrderedDict"},
-    **dict.fromkeys(("pathlib", "pathlib._local"), {"PosixPath"}),
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},  # since Python 3.13
 }  # fmt: skip
 
 
@@ -47,13 +52,13 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return read_metadata(Path(self.path))
 
 
-class _Planner(dcp.DefaultLoadPlanner):
+class _Planner(DefaultLoadPlanner):
     @override
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn
@@ -89,8 +94,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     wrong = [name for name in mine if not (folder / name).is_file() or digest(folder / name) != expected[name]]
     every: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(every, wrong)
-    if damaged := sorted(sum(every, [])):
-        raise CheckpointError(folder, f"is damaged: expected {damaged[0]} as it was written, got another one or none")
+    for damaged in chain(*every):
+        raise CheckpointError(folder / damaged, "is damaged or missing: its content does not match its digest")
+    read_metadata(folder)
     if "lr_schedulers" in checkpoint:  # Lightning looks for both
         checkpoint["optimizer_states"] = []
     return checkpoint
@@ -111,8 +117,16 @@ def digest(file: Path) -> str:
 
 
 def read_tensors(folder: Path, tensors: dict[str, Any]) -> None:
-    """Fill the tensors of the same names, whole or sharded, and replace other values."""
-    dcp.load(tensors, storage_reader=_Reader(folder), planner=_Planner())
+    """Fill the tensors of the same names, whole or sharded, and replace other values; all processes do.
+
+    Raises:
+        CheckpointError: If one is missing, of another shape, or a value is refused.
+    """
+    try:
+        load(tensors, storage_reader=_Reader(folder), planner=_Planner())
+    except CheckpointException as error:
+        (reason, _), *_ = error.failures.values()
+        raise CheckpointError(folder, str(reason)) from error
 
 
 def read_optimizer(folder: Path, name: str, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -127,11 +141,11 @@ def read_optimizer(folder: Path, name: str, parameters: Mapping[str, Tensor]) ->
     paths = {key: path for key, path in metadata.planner_data.items() if path[0] == name}
     values: dict[str, Any] = {}
     for key, (_, part, parameter, *_) in paths.items():
-        stored = metadata.state_dict_metadata[key]
+        stored, like = metadata.state_dict_metadata[key], parameters[parameter] if part == "state" else None
         if isinstance(stored, BytesStorageMetadata):
             values[key] = None
-        elif part == "state" and isinstance(parameters[parameter], DTensor) and stored.size == parameters[parameter].shape:
-            values[key] = torch.zeros_like(parameters[parameter], dtype=stored.properties.dtype, requires_grad=False)
+        elif isinstance(like, DTensor) and like.shape == stored.size:
+            values[key] = torch.zeros_like(like, dtype=stored.properties.dtype, requires_grad=False)
         else:
             values[key] = torch.zeros(stored.size, dtype=stored.properties.dtype)
     read_tensors(folder, values)
