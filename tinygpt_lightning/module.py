@@ -13,9 +13,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from tinygpt_lightning.callbacks.sharded import whole
 from tinygpt_lightning.data.batches import IGNORED, Batch, exact_rows
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.noise import SPARE
@@ -124,6 +126,11 @@ class TinyGPTModule(LightningModule):
         optimizer = partial(torch.optim.AdamW, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
         return cls(config, data.tokenizer.vocab, optimizer, taught=data.taught, loss_on="answer")
 
+    def configure_model(self) -> None:
+        """Shard the model over the processes, under ``ModelParallelStrategy``."""
+        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         """Make a new optimizer, and scheduler, each time it is called."""
         optimizer = self.optimizer(self.parameters())
@@ -148,7 +155,7 @@ class TinyGPTModule(LightningModule):
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             metrics = {
-                "train/grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
+                "train/grad_norm": whole(torch.nn.utils.get_total_norm(gradients)).item(),
                 "train/learning_rate": optimizer.param_groups[0]["lr"],
             }
             for logger in self.loggers:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
         MisconfigurationException: If a parameter that is trained is not sharded.
     """
 
-    _folder: Path | None = None  # of the checkpoint that is being loaded, unless it is a file
+    _folder: Path  # of the checkpoint that was read, for what is not in it: weights and optimizers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,16 +116,16 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
         self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
     ) -> dict[str, Any]:
         path = local_path(self.broadcast(checkpoint_path))
-        self._folder = path if path.is_dir() else None
-        if self._folder is None:
+        if not path.is_dir():
             return self.checkpoint_io.load_checkpoint(path, map_location="cpu", weights_only=weights_only)
+        self._folder = path
         return read_meta(path)
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None  # noqa: S101
         materialize(self.model, self.root_device)
-        if self._folder is None:
+        if "state_dict" in checkpoint:
             options = StateDictOptions(full_state_dict=True, strict=strict)
             set_model_state_dict(self.model, dict(checkpoint["state_dict"]), options=options)
         else:
@@ -139,7 +139,7 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
         for i, optimizer in enumerate(self.optimizers):
             names = self._names(optimizer)
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if self._folder is None:
+            if "state_dict" in checkpoint:
                 state = checkpoint["optimizer_states"][i]
                 values = {
                     number: {option: _sharded_like(parameters[number], value) for option, value in options.items()}
@@ -174,6 +174,16 @@ def reshard(module: nn.Module) -> None:
     for submodule in module.modules():
         if isinstance(submodule, FSDPModule):
             submodule.reshard()
+
+
+@contextmanager
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Give each process the whole parameters, to use the module by itself; all processes enter and leave."""
+    for submodule in module.modules():
+        if isinstance(submodule, FSDPModule):
+            submodule.unshard()
+    yield
+    reshard(module)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -172,6 +172,10 @@ class Settings(LightningCLI):
         """Parse the arguments."""
         # Lightning's own method warns of arguments that are passed to it, as here.
         self.config = parser.parse_args(args)
+        strategy = self.config.trainer.strategy
+        if "save_distributed_checkpoint" in getattr(strategy, "init_args", ()):
+            # Ordinary files, which any number of processes, and all other commands, can read.
+            strategy.init_args.save_distributed_checkpoint = False
         for name in PATHS:
             if isinstance(path := self.config.get(name), str):
                 self.config[name] = os.path.expanduser(path)  # noqa: PTH111  # keeps "last" and "file://…" as they are

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.sharded import unsharded
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.attention_picture import tile_heads
 from tinygpt_lightning.commands.terminal import visible
@@ -92,8 +93,10 @@ class TensorBoardReport(Callback):
             writer.file_writer.add_event(start, step=trainer.global_step)  # type: ignore[attr-defined]
             tags = [_loss_tag(index) for index in range(len(self.staged.stages))]
             writer.add_custom_scalars_multilinechart(tags, "stages", "log10 of train/loss, stage by stage")
-            if trainer.global_step == 0 and isinstance(pl_module, TinyGPTModule):
-                _project(writer, pl_module, "before training")
+        if trainer.global_step == 0:
+            with unsharded(pl_module):
+                if writer and isinstance(pl_module, TinyGPTModule):
+                    _project(writer, pl_module, "before training")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -109,10 +112,15 @@ class TensorBoardReport(Callback):
         done = trainer.current_epoch + 1
         is_due = done == 1 or done % self.text_every_n_epochs == 0
         if is_due and _error_rate(trainer) != self.shown_at:
-            self._show_texts(trainer, pl_module)
+            with unsharded(pl_module):
+                self._show_texts(trainer, pl_module)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Show texts, attention and characters; at the last stage's end also settings and what the model needs."""
+        with unsharded(pl_module):
+            self._show_stage(trainer, pl_module, index)
+
+    def _show_stage(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
@@ -128,8 +136,9 @@ class TensorBoardReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show settings and what the model needs if training ended early; a run that was interrupted has not ended."""
-        if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
-            self._conclude(trainer, pl_module)
+        if trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
+            with unsharded(pl_module):
+                self._conclude(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What was shown last, so that a resumed run shows the same texts and pictures."""
