@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from anyones import quiet_trainer
+from conftest import in_one_process
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,7 +20,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from test_anyones_campaign import Everywhere, differences
 from two_processes import STAGES, Sharded, fit, local
 
-from tinygpt_lightning import Stage, StagedTraining
+from tinygpt_lightning import ExactResume, Stage, StagedTraining
 from tinygpt_lightning.callbacks.sharded import SafeModelParallelStrategy
 from tinygpt_lightning.callbacks.stages import StageError
 
@@ -34,13 +35,8 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore:{of}") for of in WARNINGS]  # 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_process() -> Iterator[None]:
-    """Lightning's launcher tells processes that come later who they are, by variables."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with in_one_process():
+        yield
 
 
 def in_two_processes(function: str, folder: Path) -> None:
@@ -128,6 +124,23 @@ def test_fsdp_is_refused(tmp_path: Path) -> None:
     trainer.strategy.__class__ = FSDPStrategy
     with pytest.raises(StageError, match="expected a single device, DDP or ModelParallelStrategy, got FSDPStrategy"):
         StagedTraining([Stage(1)]).setup(trainer, Sharded(), "fit")
+
+
+def test_tensor_parallelism_is_refused(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, strategy=ModelParallelStrategy(1, 2))
+    trainer.strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    with pytest.raises(MisconfigurationException, match="expected tensor_parallel_size 1, .* got 2"):
+        ExactResume().setup(trainer, Sharded(), "fit")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_run_on_a_gpu_is_resumed_exactly(tmp_path: Path, distributed: bool) -> None:
+    settings: dict[str, Any] = {"devices": 1, "distributed": distributed, "accelerator": "gpu"}
+    expected = fit(tmp_path, Everywhere(tmp_path / "every", ["on_train_batch_start"]), **settings)
+    for file in sorted((tmp_path / "every").iterdir())[::5]:
+        assert not list(differences(fit(tmp_path, ckpt_path=file, **settings), expected))
 
 
 def test_a_model_without_memory_is_filled_from_a_checkpoint(tmp_path: Path) -> None:

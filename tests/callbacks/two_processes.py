@@ -122,18 +122,18 @@ def campaign(folder: Path, distributed: bool, hooks: Sequence[str], every: int) 
 
 
 def quick(folder: Path) -> None:
-    campaign(folder, True, ["on_train_batch_start"], 5)
+    campaign(folder, True, ["on_train_batch_start"], 6)
     with suppress(MisconfigurationException):
         fit(folder, stages=STAGES[:2], staged=AddsWhole)
         raise AssertionError("each process would have trained the new layer by itself")
 
 
 def sharded(folder: Path) -> None:
-    campaign(folder, True, TRAINING + WITHIN_VALIDATION, 3)
+    campaign(folder, True, TRAINING + WITHIN_VALIDATION, 5)
 
 
 def consolidated(folder: Path) -> None:
-    campaign(folder, False, TRAINING + WITHIN_VALIDATION, 3)
+    campaign(folder, False, TRAINING + WITHIN_VALIDATION, 5)
 
 
 def _in_process(rank: int, port: int, function: str, folder: str) -> None:

@@ -158,10 +158,22 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
 
 
 def adopt(trainer: Trainer) -> None:
-    """Put `SafeModelParallelStrategy` in the place of Lightning's ``ModelParallelStrategy``, while a fit is set up."""
-    if type(trainer.strategy) is ModelParallelStrategy:
-        trainer.strategy.__class__ = SafeModelParallelStrategy
-        _write_safely(trainer.strategy)
+    """Put `SafeModelParallelStrategy` in the place of Lightning's ``ModelParallelStrategy``, while a fit is set up.
+
+    Raises:
+        MisconfigurationException: With tensor parallelism, whose processes must draw the same random numbers.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    if (size := strategy.device_mesh["tensor_parallel"].size()) > 1:
+        raise MisconfigurationException(
+            f"ModelParallelStrategy: expected tensor_parallel_size 1, beside which each process has random numbers of "
+            f"its own, got {size}; set data_parallel_size to the number of processes"
+        )
+    if type(strategy) is ModelParallelStrategy:
+        strategy.__class__ = SafeModelParallelStrategy
+        _write_safely(strategy)
 
 
 def _write_safely(strategy: ModelParallelStrategy) -> None:
