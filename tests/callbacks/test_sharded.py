@@ -114,6 +114,14 @@ def test_lightning_reads_what_this_strategy_writes_and_the_other_way_round(
     assert not list(differences(read, end))
 
 
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy, SafeModelParallelStrategy])
+def test_a_folder_is_validated(tmp_path: Path, strategy: type[ModelParallelStrategy]) -> None:
+    end = plain_fit(tmp_path, ModelCheckpoint(tmp_path, "end"))
+    trainer, module = quiet_trainer(tmp_path, ExactResume(), strategy=strategy(1, 1), devices=1), Sharded()
+    trainer.validate(module, ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    assert not list(differences(local(module.state_dict()), end[0]))
+
+
 def test_a_folder_is_replaced_and_removed_whole(tmp_path: Path) -> None:
     plain_fit(tmp_path, ModelCheckpoint(tmp_path, "{epoch}", save_last=True), max_epochs=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=2.ckpt", "last.ckpt"]

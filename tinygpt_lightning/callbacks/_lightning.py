@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningModule, Trainer
@@ -23,7 +22,6 @@ from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
-from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -315,16 +313,3 @@ def averaging_start(callback: StochasticWeightAveraging) -> int | float:
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Return the checkpoint that ``trainer.save_checkpoint`` would write now."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-
-
-# Sharded models
-
-
-def materialize(module: torch.nn.Module, device: torch.device) -> None:
-    """Give a module that was made on PyTorch's meta device memory and initial weights, as Lightning does later."""
-    _materialize_distributed_module(module, device)
-
-
-def unflatten(values: dict[str, Any], paths: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """Return the dictionary of dictionaries and lists in which each value is at its path."""
-    return unflatten_state_dict(values, dict(paths))

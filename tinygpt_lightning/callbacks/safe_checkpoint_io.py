@@ -38,7 +38,8 @@ class SafeCheckpointIO(CheckpointIO):
     local, and those of other programs, which have no digest.
 
     **Not covered**: what others read or write past it, ``LightningModule.load_from_checkpoint`` above all (give it
-    ``weights_only=True``); distributed checkpoints, which are folders; two processes that write one file.
+    ``weights_only=True``); checkpoints that are folders, which `sharded.py` writes and reads;
+    two processes that write one file.
 
     Source: Lightning issues #19970 and #21800.
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from tinygpt_lightning.callbacks._lightning import materialize
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO, plain
 from tinygpt_lightning.callbacks.sharded_folder import DIGESTS, META, digests, read_meta, read_optimizer, read_tensors
 from tinygpt_lightning.gpt.checkpoint import local_path, write_checkpoint
@@ -33,8 +32,8 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
 
     `StagedTraining` and `ExactResume` put it in the place of Lightning's own, so ``strategy=ModelParallelStrategy(…)``
     is enough; name this one for its checkpoints alone. It takes the same arguments, and writes and reads the same
-    checkpoints: a folder, or with ``save_distributed_checkpoint=False`` one file (through `SafeCheckpointIO`, if that
-    is among the plugins). What differs:
+    checkpoints: a folder, or with ``save_distributed_checkpoint=False`` one file, through `SafeCheckpointIO` unless
+    another plugin is given. What differs:
 
     - Weights and optimizers are loaded when callbacks know their stage, as in other strategies; Lightning's own loads
       them before.
@@ -50,11 +49,13 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
         MisconfigurationException: If a parameter that is trained is not sharded.
     """
 
+    _late: tuple[Mapping[str, Any], bool] | None = None  # weights for a model that has no memory yet
     _folder: Path  # of the checkpoint that was read, for what is not in it: weights and optimizers
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _write_safely(self)
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        self.write_safely()
 
     @property
     @override
@@ -67,10 +68,17 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
         return True
 
     @override
+    def setup(self, trainer: Trainer) -> None:
+        super().setup(trainer)
+        late, self._late = self._late, None
+        if late:
+            self.load_model_state_dict(*late)
+
+    @override
     def setup_optimizers(self, trainer: Trainer) -> None:
         module = trainer.lightning_module
         reshard(module)
-        if self.world_size > 1 and self.device_mesh["data_parallel"].size() > 1:
+        if self.device_mesh["data_parallel"].size() > 1:
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad and not isinstance(parameter, DTensor):
                     raise MisconfigurationException(
@@ -89,10 +97,10 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
 
     @override
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | os.PathLike[str], storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         if not self._save_distributed_checkpoint or storage_options is not None:
-            super().save_checkpoint(checkpoint, Path(filepath), storage_options)
+            super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         path = local_path(self.broadcast(filepath))
         states = {"state_dict": checkpoint.pop("state_dict")}
@@ -124,8 +132,9 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None  # noqa: S101
-        materialize(self.model, self.root_device)
-        if "state_dict" in checkpoint:
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            self._late = checkpoint, strict
+        elif "state_dict" in checkpoint:
             options = StateDictOptions(full_state_dict=True, strict=strict)
             set_model_state_dict(self.model, dict(checkpoint["state_dict"]), options=options)
         else:
@@ -151,8 +160,14 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
                 state = _renamed(state, {name: number for number, name in enumerate(names)})
             optimizer.load_state_dict(state)
 
+    def write_safely(self) -> None:
+        """Take `SafeCheckpointIO` for checkpoints that are files, unless another plugin was given."""
+        if type(self.checkpoint_io) is TorchCheckpointIO:
+            self.checkpoint_io = SafeCheckpointIO()
+
     def _names(self, optimizer: Optimizer) -> list[str]:
         assert self.model is not None  # noqa: S101
+        reshard(self.model)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -173,12 +188,7 @@ def adopt(trainer: Trainer) -> None:
         )
     if type(strategy) is ModelParallelStrategy:
         strategy.__class__ = SafeModelParallelStrategy
-        _write_safely(strategy)
-
-
-def _write_safely(strategy: ModelParallelStrategy) -> None:
-    if type(strategy.checkpoint_io) is TorchCheckpointIO:  # the default
-        strategy.checkpoint_io = SafeCheckpointIO()
+        cast(SafeModelParallelStrategy, strategy).write_safely()
 
 
 def reshard(module: nn.Module) -> None:

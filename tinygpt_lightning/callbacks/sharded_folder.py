@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from tinygpt_lightning.callbacks._lightning import unflatten
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, plain_values, read_checkpoint
 
 META = "meta.pt"  # all of the checkpoint but weights and optimizers
@@ -149,5 +148,10 @@ def read_optimizer(folder: Path, name: str, parameters: Mapping[str, Tensor]) ->
         else:
             values[key] = torch.zeros(stored.size, dtype=stored.properties.dtype)
     read_tensors(folder, values)
-    state: dict[str, Any] = unflatten(values, paths)[name]
-    return {"state": {}, **state}
+    state: dict[str, Any] = {"state": {}, "param_groups": {}}
+    for key, (_, *path, last) in paths.items():
+        inner = state
+        for step in path:
+            inner = inner.setdefault(step, {})
+        inner[last] = values[key]
+    return {**state, "param_groups": [group for _, group in sorted(state["param_groups"].items())]}
