@@ -192,7 +192,7 @@ def test_a_sharded_model_follows_the_whole_one_to_the_bit(
 ) -> None:
     def fitted(folder: Path, **settings: Any) -> tuple[TinyGPTModule, Snapshots]:
         seed_everything(0, verbose=False)
-        module, kept, logger = make(), Snapshots(5), CSVLogger(folder, "", "")
+        module, kept, logger = make(NO_DROPOUT), Snapshots(5), CSVLogger(folder, "", "")
         callbacks = [StagedTraining([Stage(6), Stage(6)], folder), kept, ExactResume()]
         settings = {"callbacks": callbacks, "logger": logger, "log_every_n_steps": 1, "max_epochs": -1, **settings}
         trainer(**settings).fit(module, QADataModule())
@@ -207,7 +207,9 @@ def test_a_sharded_model_follows_the_whole_one_to_the_bit(
             assert said(sharded, QAPair()) == said(whole, QAPair())
     metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "sharded")]
     assert metrics[0] == metrics[1]
-    assert pickle.dumps(kept.moments) == pickle.dumps(also_kept.moments)
+    for moment, other in zip(kept.moments, also_kept.moments, strict=True):
+        assert (moment["step"], moment["loss"]) == (other["step"], other["loss"])
+        assert all(torch.equal(weight, other["weights"][name]) for name, weight in moment["weights"].items())
     if not distributed:
         assert load(tmp_path / "sharded" / "stage-2.ckpt").complete("Question", GenerationConfig(max_length=9))
 

@@ -43,10 +43,11 @@ class Sharded(Anyones):
 
 
 class Freezes(StagedTraining):
-    """Freezes a layer in the second stage, and adds one in the third."""
+    """Freezes a layer in the second stage and adds one in the third; a forward pass leaves the parameters whole."""
 
     def on_stage_start(self, trainer: Trainer, pl_module: Any, index: int) -> None:
         pl_module.body.requires_grad_(index != 1)
+        pl_module(torch.zeros(1, 4))
         if index == 2:
             layer = fully_shard(nn.Linear(8, 8), mesh=pl_module.device_mesh["data_parallel"])
             pl_module.dropout = nn.Sequential(layer, nn.Dropout(0.3))

@@ -132,6 +132,7 @@ class SafeModelParallelStrategy(ModelParallelStrategy):
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None  # noqa: S101
+        reshard(self.model)
         if any(parameter.is_meta for parameter in self.model.parameters()):
             self._late = checkpoint, strict
         elif "state_dict" in checkpoint:
@@ -193,9 +194,12 @@ def adopt(trainer: Trainer) -> None:
 
 def reshard(module: nn.Module) -> None:
     """Give a sharded module its shards as parameters; after a forward pass without a backward pass, they are whole."""
+    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     for submodule in module.modules():
         if isinstance(submodule, FSDPModule):
             submodule.reshard()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(trained[name])  # who froze it meanwhile froze the whole one
 
 
 @contextmanager
