@@ -47,6 +47,7 @@ from tinygpt_lightning.trained import LAST, load
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 MAX_SHOWN = 20  # pairs
+SHARED_FROM = 50_000_000  # parameters times symbols of a step: so many are done sooner by two threads than by one
 
 
 @lightning_errors()
@@ -66,6 +67,8 @@ def fit(args: Sequence[str]) -> None:
         _check_optimizer(objects)
         _check_averaging(objects)
         opened.check_pairs(objects.data)
+        if settings.config.threads is None:
+            _share_among_threads(objects)
         if objects.data.rehearse and opened.checkpoint is None:
             _begin_with(objects.data.rehearse, objects.model.model)
         _warn_of_lines(objects.data)
@@ -86,6 +89,14 @@ def fit(args: Sequence[str]) -> None:
             _report(opened, trainer, stop)
         if stop.received:
             sys.exit(128 + stop.received)
+
+
+def _share_among_threads(objects: Namespace) -> None:
+    """Take a single thread for steps so small that a second one would mostly wait."""
+    taught = objects.data.taught
+    symbols = min(objects.data.batch_size, len(taught.pairs)) * taught.max_length
+    if symbols * sum(parameter.numel() for parameter in objects.model.model.parameters()) < SHARED_FROM:
+        torch.set_num_threads(1)
 
 
 def _begin_with(checkpoint: str, model: TinyGPT) -> None:
