@@ -26,7 +26,7 @@ def data() -> QADataModule:
 def test_there_are_200_pairs_half_of_them_vietnamese_none_said_twice(data: QADataModule) -> None:
     pairs = data.taught.pairs
     assert len(pairs) == 200
-    assert data.repeated == []
+    assert data.file.repeated == []
     assert sum(bool(VIETNAMESE & set("".join(pair).lower())) for pair in pairs) >= 100
     assert len({pair.answer for pair in pairs}) >= 195
 

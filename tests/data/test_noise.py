@@ -54,8 +54,8 @@ def test_questions_that_differ_in_their_form_alone_are_never_varied() -> None:
     questions = ["tá", "ta", "Tạ?", "một câu khác hẳn"]
     noise = Noise(questions, seed=0)
     for epoch in range(50):
-        assert [noise(row, question, epoch) for row, question in enumerate(questions[:3])] == questions[:3]
-    assert len({noise(3, questions[3], epoch) for epoch in range(50)}) > 20
+        assert [noise(row, epoch) for row in range(3)] == questions[:3]
+    assert len({noise(3, epoch) for epoch in range(50)}) > 20
 
 
 @pytest.mark.parametrize("seed", range(len(ALPHABETS) * 4))
@@ -65,7 +65,7 @@ def test_no_variation_is_another_question(seed: int) -> None:
     folds = {fold(question) for question in questions}
     for row, question in enumerate(questions):
         for epoch in range(10):
-            varied = noise(row, question, epoch)
+            varied = noise(row, epoch)
             assert varied == question or fold(varied) == fold(question) or fold(varied) not in folds
             assert varied.strip()
             assert len(varied) <= len(question) + SPARE
@@ -73,7 +73,7 @@ def test_no_variation_is_another_question(seed: int) -> None:
 
 
 def test_the_runs_seed_and_the_epoch_decide() -> None:
-    drawn = [[Noise(QUESTIONS, seed)(0, QUESTIONS[0], epoch) for epoch in range(20)] for seed in (0, 0, 1)]
+    drawn = [[Noise(QUESTIONS, seed)(0, epoch) for epoch in range(20)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 

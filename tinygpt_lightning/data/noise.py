@@ -109,21 +109,21 @@ class Noise:
     """
 
     def __init__(self, questions: Sequence[str], seed: int) -> None:
-        self.seed = seed
+        self._questions, self._seed = questions, seed
         self._owners = owners(questions)
         self._known = set(characters(questions))
 
-    def __call__(self, row: int, question: str, epoch: int) -> str:
+    def __call__(self, row: int, epoch: int) -> str:
         """The variation of a question in an epoch; the question itself if there is none.
 
         Args:
             row: Index of the question.
-            question: The question.
             epoch: From 0.
         """
+        question = self._questions[row]
         if len(self._owners[fold(question)]) > 1:
             return question
-        source = random.Random(f"{self.seed} {epoch} {row}")
+        source = random.Random(f"{self._seed} {epoch} {row}")
         varied = vary(question, source)
         is_other = self._owners.get(fold(varied), [row]) != [row]
         fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
