@@ -16,7 +16,7 @@ from tinygpt_lightning.gpt.model import GPTConfig
 @pytest.mark.parametrize("seed", range(20))
 def test_there_is_room_for_every_text_and_for_a_longer_question(seed: int) -> None:
     pairs = made(seed)[:300]
-    recipe = recipe_for(pairs, noise=1)
+    recipe = recipe_for(pairs)
     taught = Taught.of(pairs, Template(recipe.template), end_symbol=True)
     assert taught.max_length is not None
     assert recipe.n_positions == taught.max_length + SPARE

@@ -28,10 +28,10 @@ def with_recipe(settings: Settings) -> Settings:
     given = {name: value for name, value in settings.config.data.items() if name != "n_positions"}
     data = QADataModule(**given)
     if data.rehearse is None:
-        recipe = recipe_for(data.taught.pairs, data.noise)
+        recipe = recipe_for(data.taught.pairs)
     else:
         trained = load(data.rehearse)
-        recipe = recipe_for(data.taught.pairs, data.noise, trained.taught.template.pattern)
+        recipe = recipe_for(data.taught.pairs, trained.taught.template.pattern)
         recipe = recipe.beginning_with(trained.model.config)
     exact = {"monitor": "val/exact_match", "mode": "max"}
     kept = {"reset_optimizer": False}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tinygpt_lightning.data.asked import Asked
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
 from tinygpt_lightning.data.likeness import threshold
-from tinygpt_lightning.data.noise import Noise, characters, owners
+from tinygpt_lightning.data.noise import Noise, owners
 from tinygpt_lightning.data.pair_files import Mistake, PairFile, PairsError, read_pairs
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
@@ -49,8 +49,9 @@ class QADataModule(LightningDataModule):
         questions: Questions to ask in ``predict``, in the model's template.
         prompts: Texts to continue in ``predict``, as they are. Without prompts, questions and a file, ``predict``
             asks the questions that the model was taught.
-        noise: Variations of each question that join it in each epoch, as people type it: in another case, without
-            diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions alone.
+        noise: Variations of each question that join it in an epoch, on average, as people type it: in another case,
+            without diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions
+            alone. With noise the trained model also reads a question as the taught one that it is most like.
         rehearse: A checkpoint to begin with: its pairs are taught again beside those of ``path``. A question of both
             gets the new answer.
         n_positions: Number of positions of the model; None means enough.
@@ -70,7 +71,7 @@ class QADataModule(LightningDataModule):
         batch_size: int = 64,
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
-        noise: int = 0,
+        noise: float = 0,
         rehearse: str | None = None,
         n_positions: int | None = None,
     ) -> None:
@@ -99,13 +100,13 @@ class QADataModule(LightningDataModule):
         self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: int = 0) -> QADataModule:
+    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: float = 0) -> QADataModule:
         """Serve pairs from Python, in batches of the size that suits them.
 
         Args:
             pairs: Questions and their answers.
             template: The form of the texts; None means one that suits them.
-            noise: Variations of each question in each epoch.
+            noise: Variations of each question in an epoch.
 
         Raises:
             ValueError: If there is no pair, or a text is empty.
@@ -174,8 +175,7 @@ class QADataModule(LightningDataModule):
         Raises:
             VocabularyError: If a text is no valid Unicode.
         """
-        questions = [pair.question for pair in self.taught.pairs] if self.noise else []
-        needed = self.taught.tokenizer(end_symbol=self.end_symbol, more=characters(questions))
+        needed = self.taught.tokenizer(end_symbol=self.end_symbol)
         return needed if self.rehearse is None else more_symbols(_described(self.rehearse)[1], needed)
 
     @property
@@ -267,14 +267,13 @@ class QADataModule(LightningDataModule):
         return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
 
     def _variations(self, sampler: LengthSampler) -> Callable[[int], Iterator[QAPair]]:
-        """What makes the variations of a pair in the epoch of ``sampler``: they depend on the run's seed alone."""
+        """What makes the variations of a pair in the epoch of ``sampler``."""
         pairs = self.taught.pairs
-        noise = Noise([pair.question for pair in pairs], sampler.seed)
+        noise = Noise([pair.question for pair in pairs], self.noise, sampler.seed)
 
         def variations(row: int) -> Iterator[QAPair]:
-            for i in range(self.noise):
-                varied = QAPair(noise(row, sampler.epoch * self.noise + i), pairs[row].answer)
-                yield varied if self._fits(varied) else pairs[row]
+            varied = (QAPair(question, pairs[row].answer) for question in noise(row, sampler.epoch))
+            return filter(self._fits, varied)
 
         return variations
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-import string
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tinygpt_lightning.gpt.tokenizer import normalize
 
@@ -16,7 +15,7 @@ ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard
 NEIGHBOURS = {
     letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2]) for row in ROWS for i, letter in enumerate(row)
 }
-SPARE = 8  # characters by which a variation may be longer than its question
+SPARE = 2  # characters by which a variation may be longer than its question
 
 
 def plain(text: str) -> str:
@@ -98,36 +97,37 @@ def vary(question: str, source: random.Random) -> str:
 
 
 class Noise:
-    """Variations of taught questions, none of which could be meant as another one.
+    """Variations of taught questions, of known characters, none of which could be meant as another question.
 
     Questions that differ in case, diacritics, punctuation or spaces alone are not varied: their exact form tells
     them apart.
 
     Args:
         questions: The questions.
+        amount: Variations of each question in an epoch, on average and at most.
         seed: The run's seed.
     """
 
-    def __init__(self, questions: Sequence[str], seed: int) -> None:
-        self._questions, self._seed = questions, seed
+    def __init__(self, questions: Sequence[str], amount: float, seed: int) -> None:
+        self._questions, self._amount, self._seed = questions, amount, seed
         self._owners = owners(questions)
-        self._known = set(characters(questions))
+        self._known = set("".join(questions))
 
-    def __call__(self, row: int, epoch: int) -> str:
-        """The variation of a question in an epoch; the question itself if there is none.
+    def __call__(self, row: int, epoch: int) -> Iterator[str]:
+        """The variations of a question in an epoch; they depend on nothing but the run's seed.
 
         Args:
             row: Index of the question.
             epoch: From 0.
         """
         question = self._questions[row]
-        if len(self._owners[fold(question)]) > 1:
-            return question
         source = random.Random(f"{self._seed} {epoch} {row}")
-        varied = vary(question, source)
-        is_other = self._owners.get(fold(varied), [row]) != [row]
-        fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
-        return varied if fits and not is_other else question
+        for _ in range(int(self._amount + source.random())):
+            varied = vary(question, source)
+            is_alone = len(self._owners[fold(question)]) == 1 and self._owners.get(fold(varied), [row]) == [row]
+            fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
+            if is_alone and fits:
+                yield varied
 
 
 def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:
@@ -136,14 +136,3 @@ def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:
     for i, question in enumerate(questions):
         by_fold[fold(question)].append(i)
     return dict(by_fold)
-
-
-def characters(questions: Iterable[str]) -> str:
-    """The characters that variations of the questions may hold; none if there are no questions."""
-    text = "".join(questions)
-    if not text:
-        return ""
-    every = {cased for form in (text, plain(text)) for cased in (form.lower() + form.upper())}
-    if every & set(string.ascii_letters):
-        every |= set(string.ascii_lowercase)  # a neighbour on the keyboard
-    return MARKS + " " + "".join(sorted(every))

@@ -15,7 +15,7 @@ HEAD = 8  # channels of a head: many narrow heads find a question sooner than fe
 NARROWEST, WIDEST = 64, 256  # channels
 FEWEST, MOST = 4, 32  # pairs a batch
 BUDGET = 8_000  # steps at a constant learning rate, at most
-SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls
+SETTLE = 100  # steps in which the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,13 @@ class Recipe:
         )
 
 
-def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = None) -> Recipe:
+def recipe_for(pairs: Sequence[QAPair], template: str | None = None) -> Recipe:
     r"""Work out the settings for pairs.
 
     The width grows with the square root of what is to be memorised, since a layer's weights grow with its square.
 
     Args:
         pairs: The pairs.
-        noise: Variations of each question in an epoch.
         template: The form of the texts; None means the one that suits them.
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
@@ -80,7 +79,7 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = N
     assert longest is not None  # noqa: S101  # there are pairs
     memorised = sum(len(pair.answer) + 10 for pair in pairs)  # characters; a question is worth about ten
     n_embd = min(max(32 * math.ceil((48 + math.sqrt(memorised)) / 32), NARROWEST), WIDEST)
-    batch_size = min(max(len(pairs) // 10, FEWEST), MOST)
+    batch_size = min(max(len(pairs) // 20, FEWEST), MOST)
     steps = math.ceil(len(pairs) / batch_size)  # an epoch
     return Recipe(
         template=template,
@@ -90,5 +89,5 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = N
         batch_size=batch_size,
         lr=2e-3,
         epochs=math.ceil(BUDGET / steps),
-        settle=math.ceil((SETTLE_NOISE if noise else SETTLE) / steps),
+        settle=math.ceil(SETTLE / steps),
     )
