@@ -50,9 +50,12 @@ def test_diacritics_go_whatever_form_they_have() -> None:
         assert plain(unicodedata.normalize(form, "Đường phố é")) == "Duong pho e"
 
 
+def paired(questions: list[str]) -> list[QAPair]:
+    return [QAPair(question, "A") for question in questions]
+
+
 def test_questions_that_differ_in_their_form_alone_are_never_varied() -> None:
-    questions = ["tá", "ta", "Tạ?", "một câu khác hẳn"]
-    noise = Noise(questions, 1, seed=0)
+    noise = Noise(paired(["tá", "ta", "Tạ?", "một câu khác hẳn"]), 1, seed=0)
     for epoch in range(50):
         assert not [varied for row in range(3) for varied in noise(row, epoch)]
     assert len({varied for epoch in range(50) for varied in noise(3, epoch)}) > 10
@@ -60,12 +63,14 @@ def test_questions_that_differ_in_their_form_alone_are_never_varied() -> None:
 
 @pytest.mark.parametrize("seed", range(len(ALPHABETS) * 4))
 def test_no_variation_is_another_question(seed: int) -> None:
-    questions = [pair.question for pair in made(seed, pairs=60)]
-    noise, known = Noise(questions, 1, seed), set("".join(questions))
+    pairs = made(seed, pairs=60)
+    questions = [pair.question for pair in pairs]
+    noise, known = Noise(pairs, 1, seed), set("".join(questions))
     folds = {fold(question) for question in questions}
     for row, question in enumerate(questions):
         for epoch in range(10):
-            for varied in noise(row, epoch):
+            for varied, answer in noise(row, epoch):
+                assert answer == pairs[row].answer
                 assert fold(varied) == fold(question) or fold(varied) not in folds
                 assert varied.strip()
                 assert len(varied) <= len(question) + SPARE
@@ -73,9 +78,10 @@ def test_no_variation_is_another_question(seed: int) -> None:
 
 
 def test_the_runs_seed_and_the_epoch_decide() -> None:
-    drawn = [[[*Noise(QUESTIONS, 2, seed)(0, epoch)] for epoch in range(20)] for seed in (0, 0, 1)]
+    drawn = [[[*Noise(paired(QUESTIONS), 2, seed)(0, epoch)] for epoch in range(20)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    count = sum(len([*Noise(QUESTIONS, 0.25, 0)(3, epoch)]) for epoch in range(400))
+    quarter = Noise(paired(QUESTIONS), 0.25, 0)
+    count = sum(len([*quarter(3, epoch)]) for epoch in range(400))
     assert 50 < count <= 125, "a quarter on average, of which some are of no use"
 
 
@@ -152,7 +158,8 @@ def test_two_processes_share_the_batches_of_one(file: str) -> None:
     def batches(world_size: int, rank: int) -> list[list[tuple[int, QAPair]]]:
         sampler = LengthSampler(lengths, 8 // world_size, shuffle=True, world_size=world_size, rank=rank)
         sampler.set_epoch(3)
-        numbered = NumberedPairs(data.taught.pairs, data._variations(sampler))
+        noise = Noise(data.taught.pairs, data.noise, sampler.seed)
+        numbered = NumberedPairs(data.taught.pairs, lambda row: noise(row, sampler.epoch))
         return [numbered[rows] for rows in sampler]
 
     for alone, first, second in zip(batches(1, 0), batches(2, 0), batches(2, 1), strict=True):

@@ -25,7 +25,7 @@ def with_recipe(settings: Settings) -> Settings:
         PairsError: If the file of pairs is refused.
         OSError: If it cannot be read.
     """
-    given = {name: value for name, value in settings.config.data.items() if name != "n_positions"}
+    given = {name: value for name, value in settings.config.data.items() if name not in ("n_positions", "noise")}
     data = QADataModule(**given)
     if data.rehearse is None:
         recipe = recipe_for(data.taught.pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -260,22 +260,13 @@ class QADataModule(LightningDataModule):
         lengths = [self.taught.length(pair) for pair in pairs]
         overfits = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
         sampler = LengthSampler(lengths, self.batch_size, shuffle and not overfits, world_size, rank)
+        numbered = NumberedPairs(pairs)
         if overfits:  # Lightning replaces any sampler but a sequential one
-            numbered = NumberedPairs(pairs)
             return _loader([numbered[rows] for rows in sampler], collate_fn=self._collate)
-        vary = self._variations(sampler) if shuffle and self.noise else None
-        return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
-
-    def _variations(self, sampler: LengthSampler) -> Callable[[int], Iterator[QAPair]]:
-        """What makes the variations of a pair in the epoch of ``sampler``."""
-        pairs = self.taught.pairs
-        noise = Noise([pair.question for pair in pairs], self.noise, sampler.seed)
-
-        def variations(row: int) -> Iterator[QAPair]:
-            varied = (QAPair(question, pairs[row].answer) for question in noise(row, sampler.epoch))
-            return filter(self._fits, varied)
-
-        return variations
+        if shuffle and self.noise:
+            noise = Noise(pairs, self.noise, sampler.seed)
+            numbered.vary = lambda row: filter(self._fits, noise(row, sampler.epoch))
+        return _loader(numbered, sampler=sampler, collate_fn=self._collate)
 
     @cached_property
     def _collate(self) -> Collate:

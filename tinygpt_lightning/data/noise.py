@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 MARKS = "?!.,"
@@ -103,31 +104,31 @@ class Noise:
     them apart.
 
     Args:
-        questions: The questions.
+        pairs: The questions and their answers.
         amount: Variations of each question in an epoch, on average and at most.
         seed: The run's seed.
     """
 
-    def __init__(self, questions: Sequence[str], amount: float, seed: int) -> None:
-        self._questions, self._amount, self._seed = questions, amount, seed
-        self._owners = owners(questions)
-        self._known = set("".join(questions))
+    def __init__(self, pairs: Sequence[QAPair], amount: float, seed: int) -> None:
+        self._pairs, self._amount, self._seed = pairs, amount, seed
+        self._owners = owners(pair.question for pair in pairs)
+        self._known = {character for pair in pairs for character in pair.question}
 
-    def __call__(self, row: int, epoch: int) -> Iterator[str]:
-        """The variations of a question in an epoch; they depend on nothing but the run's seed.
+    def __call__(self, row: int, epoch: int) -> Iterator[QAPair]:
+        """The variations of a pair in an epoch; they depend on nothing but the run's seed.
 
         Args:
-            row: Index of the question.
+            row: Index of the pair.
             epoch: From 0.
         """
-        question = self._questions[row]
+        question, answer = self._pairs[row]
         source = random.Random(f"{self._seed} {epoch} {row}")
         for _ in range(int(self._amount + source.random())):
             varied = vary(question, source)
             is_alone = len(self._owners[fold(question)]) == 1 and self._owners.get(fold(varied), [row]) == [row]
             fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
             if is_alone and fits:
-                yield varied
+                yield QAPair(varied, answer)
 
 
 def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:

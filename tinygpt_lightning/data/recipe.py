@@ -13,8 +13,8 @@ from tinygpt_lightning.gpt.tokenizer import normalize
 
 HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
 NARROWEST, WIDEST = 64, 256  # channels
-FEWEST, MOST = 4, 32  # pairs a batch
-BUDGET = 8_000  # steps at a constant learning rate, at most
+FEWEST, MOST = 4, 16  # pairs a batch
+EPOCHS, STEPS = 100, 8_000  # at a constant learning rate, at most; the steps are besides the epochs
 SETTLE = 100  # steps in which the learning rate falls
 
 
@@ -69,7 +69,7 @@ def recipe_for(pairs: Sequence[QAPair], template: str | None = None) -> Recipe:
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:13}\n{answer}', 24, 64)
+    ('{question:7}\n{answer}', 12, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
@@ -88,6 +88,6 @@ def recipe_for(pairs: Sequence[QAPair], template: str | None = None) -> Recipe:
         n_head=n_embd // HEAD,
         batch_size=batch_size,
         lr=2e-3,
-        epochs=math.ceil(BUDGET / steps),
+        epochs=EPOCHS + math.ceil(STEPS / steps),
         settle=math.ceil(SETTLE / steps),
     )
