@@ -153,8 +153,8 @@ class Settings(LightningCLI):
             "--threads",
             type=PositiveInt | None,
             default=None,
-            help="CPU threads; null means one for each core. Small models gain nothing from a second one, and a "
-            "result's last bits depend on it.",
+            help="CPU threads; null means one for each core, or a single one for a fit whose steps are too small to "
+            "share. A result's last bits depend on it.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH.get(self.command, CKPT_PATH["validate"]))
