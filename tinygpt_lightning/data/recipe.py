@@ -29,7 +29,8 @@ class Recipe:
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
-        epochs: The most epochs at a constant learning rate: until nearly all pairs are exact, and again until all are.
+        epochs: The most epochs at a constant learning rate: until nearly all characters are right,
+            and again until all pairs are exact.
         settle: Epochs between the two, in which the learning rate falls.
     """
 
