@@ -48,4 +48,4 @@ def test_a_template_that_is_given_is_kept_and_a_trained_model_keeps_its_sizes() 
     more = recipe.beginning_with(config)
     assert (more.n_positions, more.n_embd, more.n_head) == (99, 48, 6)
     assert recipe.beginning_with(replace(config, n_positions=2)).n_positions == recipe.n_positions
-    assert more.lr < recipe.lr
+    assert more.settle < recipe.settle

@@ -54,7 +54,6 @@ class Recipe:
             n_positions=max(self.n_positions, config.n_positions),
             n_embd=config.n_embd,
             n_head=config.n_head,
-            lr=self.lr / 2,
             settle=math.ceil(self.settle / 4),
         )
 
