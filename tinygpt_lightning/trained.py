@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt_lightning.data.batches import Batch, Collate, exact_rows
-from tinygpt_lightning.data.likeness import Near, Questions
+from tinygpt_lightning.data.likeness import Questions
 from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.description import describe, read_description, read_weights, state_of, without_weights
@@ -116,7 +116,7 @@ class TrainedGPT:
                 question that is not known gets no text.
             ValueError: If the question is empty or too long.
         """
-        confidence = self._meant(question).likeness
+        confidence, _ = self._meant(question)
         if question and self.taught.known_from is not None and confidence < self.taught.known_from:
             return Answer("", confidence, known=False)
         return self.judge(question, self.answer(question))
@@ -127,14 +127,13 @@ class TrainedGPT:
         The question itself is returned if no taught one reaches the threshold, or another one is as near as the
         nearest, and for a model without a threshold, which was taught without noise.
         """
-        near = self._meant(question)
-        is_near = self.taught.known_from is not None and near.likeness >= self.taught.known_from
-        return near.question if is_near else question
+        likeness, near = self._meant(question)
+        return near if self.taught.known_from is not None and likeness >= self.taught.known_from else question
 
     def judge(self, question: str, answer: str) -> Answer:
         """Say whether the model was taught to give ``answer`` to ``question``."""
-        near = self._meant(question)
-        confidence = near.likeness if self._answers.get(near.question) == answer else 0.0
+        likeness, near = self._meant(question)
+        confidence = likeness if self._answers.get(near) == answer else 0.0
         return Answer(answer, confidence, self.taught.known_from is None or confidence >= self.taught.known_from)
 
     def nearest(self, question: str, count: int = 3) -> list[str]:
@@ -195,9 +194,10 @@ class TrainedGPT:
                 known += exact_rows(predicted, batch, self.tokenizer, self.taught.max_length).tolist()
         return known
 
-    def _meant(self, question: str) -> Near:
+    def _meant(self, question: str) -> tuple[float, str]:
+        """How much ``question`` is like the taught one that it is read as, and that one."""
         asked = normalize(question)
-        return Near(1.0, asked) if asked in self._answers else self._questions.meant(asked)
+        return (1.0, asked) if asked in self._answers else self._questions.meant(asked)
 
     @cached_property
     def _answers(self) -> dict[str, str]:

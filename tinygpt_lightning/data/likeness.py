@@ -6,7 +6,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from tinygpt_lightning.data.noise import fold, vary
 from tinygpt_lightning.gpt.tokenizer import normalize
@@ -50,18 +49,6 @@ def edits(one: str, other: str) -> int:
     return distance
 
 
-class Near(NamedTuple):
-    """A taught question, and how much another one is like it.
-
-    Args:
-        likeness: From 0 to 1.
-        question: The taught question.
-    """
-
-    likeness: float
-    question: str
-
-
 class Questions:
     """Taught questions, ready to be compared with what people type.
 
@@ -72,8 +59,8 @@ class Questions:
         questions: The questions.
 
     >>> taught = Questions(["Dự án này là gì?", "Room 12?"])
-    >>> taught.meant("du an nay la gi"), taught.meant("Room 21?").likeness
-    (Near(likeness=1.0, question='Dự án này là gì?'), 0.0)
+    >>> taught.meant("du an nay la gi"), taught.meant("Room 21?")[0]
+    ((1.0, 'Dự án này là gì?'), 0.0)
     """
 
     def __init__(self, questions: Sequence[str]) -> None:
@@ -84,13 +71,13 @@ class Questions:
             for part in _parts(forms[0]):
                 self._with[part].append(i)
 
-    def meant(self, asked: str) -> Near:
-        """The nearest question, and how much ``asked`` is like it: half as much if another one is as near."""
+    def meant(self, asked: str) -> tuple[float, str]:
+        """How much ``asked`` is like the nearest question, halved if another one is as near; and that question."""
         ranked = self._ranked(asked)
         if not ranked:
-            return Near(0.0, asked)
+            return 0.0, asked
         (likeness, _), question = ranked[0]
-        return Near(likeness / 2 if len(ranked) > 1 and ranked[0][0] == ranked[1][0] else likeness, question)
+        return likeness / 2 if len(ranked) > 1 and ranked[0][0] == ranked[1][0] else likeness, question
 
     def nearest(self, asked: str, count: int = 3) -> list[str]:
         """The questions that are most alike to ``asked``, the nearest one first."""
@@ -141,9 +128,9 @@ def threshold(questions: Sequence[str], seed: int = 0) -> float:
     source = random.Random(seed)
     drawn = source.sample(questions, min(len(questions), SAMPLE))
     taught = Questions(questions)
-    meant = [(question, taught.meant(vary(question, source))) for question in drawn for _ in range(4)]
-    alone = sorted(near.likeness for question, near in meant if near.question == question and near.likeness > 0.5)
-    foreign = sorted(taught.meant(question).likeness for question in _foreign(drawn, source))
+    meant = [(question, *taught.meant(vary(question, source))) for question in drawn for _ in range(4)]
+    alone = sorted(likeness for question, likeness, near in meant if near == question and likeness > 0.5)
+    foreign = sorted(taught.meant(question)[0] for question in _foreign(drawn, source))
     lowest = alone[int(REFUSED * len(alone))] if alone else 1.0
     highest = foreign[int((1 - REFUSED) * (len(foreign) - 1))]
     return max(0.51, min(lowest, (lowest + highest) / 2))
