@@ -411,12 +411,11 @@ def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest
     assert not [record.message for record in caplog.records if "weights_only" in record.message]
 
 
-def test_a_strict_python_finds_no_deprecated_call_of_ours(home: Path) -> None:
-    strict = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
-    done = subprocess.run(
-        [*strict, "-m", "tinygpt_lightning", *FIT, *SHORT], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_strict_python_finds_nothing_to_warn_of(home: Path) -> None:
+    strict = [sys.executable, "-W", "error", "-m", "tinygpt_lightning"]
+    for words in ((*FIT, *SHORT), ("predict", "--ckpt_path", RUN)):
+        done = subprocess.run([*strict, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_model_can_be_exported_by_torch() -> None:

@@ -198,7 +198,7 @@ class Settings(LightningCLI):
             torch.set_num_threads(config.threads)
         with setting_up():
             try:
-                objects: Namespace = self.parser.instantiate_classes(config)
+                objects: Namespace = self.parser.instantiate(config)
             except (ValueError, MisconfigurationException) as error:
                 reason = error.__cause__ or error  # the parser wraps an error of a link in its own
                 raise (reason if isinstance(reason, OSError) else UsageError(str(reason))) from error

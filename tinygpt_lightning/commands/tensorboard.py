@@ -26,6 +26,7 @@ from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.page.parts import parts, taken_out
 
+ATTENTION = "what the heads attend to"  # behind the losses in the alphabet
 MAX_TEXTS = 3  # pairs whose texts are shown
 MAX_SYMBOLS = 96  # symbols in the attention picture; earlier ones cannot attend to later ones, so that none is missing
 MAX_NEEDS = 64  # pairs that show which parts the model needs
@@ -163,7 +164,7 @@ class TensorBoardReport(Callback):
             taught = pl_module.taught
             text = taught.text(taught.pairs[0])[: min(MAX_SYMBOLS, pl_module.model.config.n_positions)]
             weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
-            image = Summary.Value(tag="attention of the heads", image=_png(tile_heads(weights, text)))
+            image = Summary.Value(tag=ATTENTION, image=_png(tile_heads(weights, text)))
             # Not by `add_image`, whose wide numbers took more memory than all the rest of a fit.
             writer.file_writer.add_summary(Summary(value=[image]), trainer.global_step - 1)  # type: ignore[attr-defined]
 
@@ -231,7 +232,10 @@ def _error_rate(trainer: Trainer) -> float:
 
 
 def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, bool | str | float]:
-    """The settings that TensorBoard compares between runs: the ones that matter most first, then all that were set."""
+    """The settings that TensorBoard compares between runs: the ones that matter most, then all that were set.
+
+    TensorBoard sorts them by name, hence ``yaml.`` before all others.
+    """
     stages = " + ".join(
         ("≤ " if stage.get("until") else "")
         + (f"{stage['steps']} steps" if stage.get("steps") else str(stage["epochs"]))
@@ -245,7 +249,7 @@ def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, b
         "pairs": len(module.taught.pairs),
         "stages": stages,
     }
-    every = {**first, **_flat({name: value for name, value in settings.items() if name != "stages"})}
+    every = {**first, **_flat({name: value for name, value in settings.items() if name != "stages"}, "yaml.")}
     return {
         name: value if isinstance(value, bool | str | int | float) else str(value)
         for name, value in every.items()
