@@ -140,8 +140,8 @@ class TinyGPTModule(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """One step over a batch of pairs."""
-        targets = self._targets(batch)
-        loss = next_token_loss(self.model(batch.ids), targets)
+        logits, targets = self._scored(batch)
+        loss = next_token_loss(logits, targets)
         if self.trainer.world_size > 1:
             # The mean over the processes is then the mean over all their characters, of which not all have as many.
             count = (targets != IGNORED).sum().float()
@@ -171,8 +171,8 @@ class TinyGPTModule(LightningModule):
         Returns:
             Whether each pair is, ``(B,)``.
         """
-        logits, targets = self.model(batch.ids), self._targets(batch)
-        predicted = logits.argmax(dim=-1)
+        logits, targets = self._scored(batch)
+        predicted = F.pad(logits.argmax(dim=-1), (batch.ids.size(1) - logits.size(1), 0))  # (B, T)
         exact = exact_rows(predicted, batch, self.tokenizer, self.taught.max_length)
         self.metrics.update(next_token_loss(logits, targets), (targets != IGNORED).sum(), predicted, batch, exact)
         return exact
@@ -234,8 +234,12 @@ class TinyGPTModule(LightningModule):
         module.model = trained.model.train()
         return module
 
-    def _targets(self, batch: Batch) -> Tensor:
-        return batch.answers if self.loss_on == "answer" else batch.targets
+    def _scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, T - start, V)`` and targets ``(B, T - start)`` from the first position that the loss counts."""
+        if self.loss_on == "all":
+            return self.model(batch.ids), batch.targets
+        start = int(batch.mask.any(dim=0).int().argmax())
+        return self.model(batch.ids, start), batch.answers[:, start:]
 
 
 def _check_alike(module: TinyGPTModule, config: GPTConfig, tokenizer: CharTokenizer, path: str | Path) -> None:

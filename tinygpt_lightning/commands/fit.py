@@ -115,7 +115,7 @@ def _environment() -> list[SLURMEnvironment]:
 def _warn_of_lines(data: QADataModule) -> None:
     alike = [" and ".join(map(str, lines)) for lines in data.alike]
     for lines, reason in (
-        (data.repeated, "these lines repeat an earlier pair, which counts once"),
+        (data.file.repeated, "these lines repeat an earlier pair, which counts once"),
         (data.replaced, "these lines have a new answer, which replaces the one that was taught"),
         (alike, "these lines differ in case, diacritics, punctuation or spaces alone, and are not varied"),
     ):
