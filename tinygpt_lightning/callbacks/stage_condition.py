@@ -39,10 +39,10 @@ class StageCondition:
         """Forget the values of the last stage."""
         self._watched = {}
 
-    def restore_best(self, pl_module: LightningModule) -> None:
+    def restore_best(self, trainer: Trainer) -> None:
         """Restore the best weights of a stage that is over, once."""
         if self._best:
-            pl_module.load_state_dict(self._best)
+            trainer.strategy.load_model_state_dict({"state_dict": self._best})
             self._best = {}
 
     def warn_of_missing(self, trainer: Trainer, stages: Sequence[Stage], index: int) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, unscales_by_itself
+from tinygpt_lightning.callbacks.sharded import adopt, reshard
 from tinygpt_lightning.callbacks.stage_weights import Frozen
 from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
 from tinygpt_lightning.callbacks.trainers import replaced
@@ -122,9 +123,13 @@ def try_all(
         every += now
 
 
-def wrap_again(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Wrap the module in DDP again: it waits for gradients of the parameters that required one when it was set up."""
+@contextmanager
+def changing(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Let the context freeze, add or change parameters of the module."""
+    reshard(pl_module)
+    yield
     if isinstance(trainer.strategy, DDPStrategy):
+        # DDP waits for gradients of the parameters that required one when it was set up.
         trainer.strategy.model = pl_module
         trainer.strategy.configure_ddp()
 
@@ -157,11 +162,12 @@ def settings_of_optimizers(trainer: Trainer) -> dict[str, str]:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse a strategy that loads optimizers too early."""
-    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+    """Refuse a strategy that loads optimizers too early; `sharded.adopt` replaces one that does."""
+    adopt(trainer)
+    if trainer.strategy.restore_checkpoint_after_setup:
         raise StageError(
-            f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
-            "optimizers' state before a callback can choose the stage that they belong to"
+            f"strategy: expected a single device, DDP or ModelParallelStrategy, got {type(trainer.strategy).__name__}, "
+            "which loads the optimizers' state before a callback can choose the stage that they belong to"
         )
 
 

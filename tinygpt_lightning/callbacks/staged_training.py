@@ -234,13 +234,13 @@ class StagedTraining(Callback):
         self._files.find(trainer, self.position.index)
         self._leave_stage(trainer, pl_module)
         self._hooks.close()
-        self._frozen.end()
+        self._frozen.end(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave trainer and module as they were."""
         self._until_fit_start.close()
         self._hooks.close()
-        self._frozen.end()
+        self._frozen.end(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, the settings of the stages begun so far, and what ``until`` has seen."""
@@ -278,7 +278,7 @@ class StagedTraining(Callback):
     def _end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.position, self._files.is_saved = replace(self.position, is_over=True), False
         if not self._waits(trainer, pl_module):
-            self._condition.restore_best(pl_module)
+            self._condition.restore_best(trainer)
         self._condition.begin_stage()
         self._limit_epochs(trainer, trainer.fit_loop.epoch_progress.current)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -299,13 +299,13 @@ class StagedTraining(Callback):
             _lightning.end_epoch_at_once(trainer)
 
     def _enter_stage(self, trainer: Trainer, pl_module: LightningModule, index: int, hook: Any) -> None:
-        self._frozen.end()
+        self._frozen.end(pl_module)
         hook(trainer, pl_module, index)
         self._frozen.begin(pl_module, self.stages[index])
 
     def _leave_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.position.is_over:
-            self._condition.restore_best(pl_module)
+            self._condition.restore_best(trainer)
             self._files.save(trainer, self.position.index)
 
     def _cross_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -317,10 +317,10 @@ class StagedTraining(Callback):
         before = trainer.optimizers
         # New layers get the same weights, wherever the run that crosses the boundary was resumed.
         with self._exact.seeded(trainer, "stage", index) if self._exact else nullcontext():
-            self._enter_stage(trainer, pl_module, index, self.on_stage_start)
+            with stage_optimizers.changing(trainer, pl_module):
+                self._enter_stage(trainer, pl_module, index, self.on_stage_start)
             if self._stage.reload_dataloaders:
                 _lightning.reload_loaders(trainer)
-            stage_optimizers.wrap_again(trainer, pl_module)
             self._build(trainer, pl_module)
         if not self.stages[index].reset_optimizer:
             stage_optimizers.keep_state(before, trainer.optimizers)

@@ -98,15 +98,13 @@ class Stage:
         monitor: Name of the logged value that a ReduceLROnPlateau needs; null means none.
         steps: Length of the stage, in optimizer steps as ``trainer.global_step`` counts them; the stage may end in the
             middle of an epoch.
-        freeze: Names of parameters that do not learn in this stage, or patterns such as ``encoder.*``, one or several;
-            null means none. Dropout and running averages (BatchNorm) go on.
+        freeze: Names of parameters that do not learn in this stage, or patterns such as ``encoder.*``, one or several.
+            Dropout and running averages (BatchNorm) go on.
         restore_best: Whether the stage ends with the weights for which the value that ``until`` monitors was best.
-        reload_dataloaders: Whether the module or data module makes its loaders anew when the stage begins, after
-            ``on_stage_start`` and before the optimizers; only behind a stage in epochs.
+        reload_dataloaders: Whether loaders are made anew after ``on_stage_start``; only behind a stage in epochs.
 
     Raises:
-        ValueError: If there is not exactly one of ``epochs`` and ``steps``, a number is no integer of 1 or more, or
-            ``restore_best`` has no monitored value.
+        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or a value is out of range.
     """
 
     epochs: int | None = None
@@ -225,20 +223,13 @@ def check_stages(stages: object) -> list[Stage]:
                 pass
         if stage.reload_dataloaders and i and stages[i - 1].steps is not None:
             raise StageError(
-                f"stages[{i}].reload_dataloaders: expected epochs in the stage before, since loaders cannot change in "
-                f"the middle of an epoch, got steps: {stages[i - 1].steps}"
+                f"stages[{i}].reload_dataloaders: expected epochs in the stage before, got steps: {stages[i - 1].steps}"
             )
     return list(stages)
 
 
 def current_stage(trainer: Trainer) -> int:
-    """Return the index, from 0, of the stage that a trainer is in, for a module whose steps depend on it.
-
-    Without `StagedTraining` among the callbacks it is 0.
-
-    >>> current_stage(Trainer(accelerator="cpu", logger=False))
-    0
-    """
+    """Return the index of the stage that a trainer is in, for a module whose steps depend on it; without stages 0."""
     callbacks: Sequence[object] = trainer.callbacks  # type: ignore[attr-defined]
     positions = [
         position for callback in callbacks if isinstance(position := getattr(callback, "position", None), Position)
