@@ -56,7 +56,7 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
 def said(module: TinyGPTModule, pair: QAPair) -> str:
     """What the module makes of the pair's prompt, greedily, as far as the pair's text goes."""
     length = len(module.tokenizer.encode(text_of(pair)))
-    return module.complete(f"Question: {pair.question}", GenerationConfig(max_length=length))
+    return module.trained.complete(f"Question: {pair.question}", GenerationConfig(max_length=length))
 
 
 def text_of(pair: QAPair) -> str:
@@ -573,3 +573,17 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"trap\.ckpt"):
         TinyGPTModule.load_from_checkpoint(tmp_path / "trap.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_it_does_what_every_module_does(tmp_path: Path, saved: tuple[TinyGPTModule, Path]) -> None:
+    _, path = saved
+    copied = pickle.loads(pickle.dumps(TinyGPTModule()))  # noqa: S301  # our own
+    assert copied.configure_optimizers().defaults == TinyGPTModule().configure_optimizers().defaults
+    loaded = TinyGPTModule.load_from_checkpoint(path, map_location="cpu", strict=True, weights_only=False)
+    ids = loaded.encode("Question")
+    assert loaded.eval()(ids).equal(loaded.model(ids))
+    assert loaded.device == torch.device("cpu")
+    trainer = quiet_trainer(default_root_dir=tmp_path)
+    (validated,) = trainer.validate(loaded, QADataModule(), verbose=False)
+    (tested,) = trainer.test(loaded, QADataModule(), verbose=False)
+    assert tested == {name.replace("val/", "test/"): value for name, value in validated.items()}

@@ -112,17 +112,10 @@ class TinyGPTModule(LightningModule):
             sizes: Fields of `GPTConfig`; what is missing follows from the pairs.
         """
         recipe = recipe_for(data.taught.pairs)
-        longest = data.taught.max_length or 0
-        config = GPTConfig(
-            **{
-                "vocab_size": len(data.tokenizer),
-                "n_positions": longest + SPARE,
-                "n_embd": recipe.n_embd,
-                "n_head": recipe.n_head,
-                **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
-                **sizes,
-            }
-        )
+        needed = {"vocab_size": len(data.tokenizer), "n_positions": (data.taught.max_length or 0) + SPARE}
+        needed |= {"n_embd": recipe.n_embd, "n_head": recipe.n_head}
+        no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
+        config = GPTConfig(**{**needed, **no_dropout, **sizes})
         optimizer = partial(torch.optim.AdamW, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
         return cls(config, data.tokenizer.vocab, optimizer, taught=data.taught, loss_on="answer")
 
@@ -137,6 +130,10 @@ class TinyGPTModule(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids ``(B, T)`` to logits ``(B, T, V)``."""
+        return self.model(ids)  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch) -> Tensor:
         """One step over a batch of pairs."""
@@ -181,6 +178,13 @@ class TinyGPTModule(LightningModule):
         """Log the metrics."""
         self.log_dict(self.metrics.compute(), sync_dist=True)
 
+    # What was memorised is tested with the same pairs.
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.log_dict({name.replace("val/", "test/"): value for name, value in self.metrics.compute().items()})
+
     def predict_step(self, prompts: Sequence[str]) -> list[str]:
         """Continue each of the prompts."""
         return self.trained.complete_all(prompts, self.generation)
@@ -189,10 +193,6 @@ class TinyGPTModule(LightningModule):
     def trained(self) -> TrainedGPT:
         """The model in use, as it is now."""
         return TrainedGPT(self.model, self.tokenizer, self.taught)
-
-    def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
-        """Continue ``prompt``, as `TrainedGPT.complete` does."""
-        return self.trained.complete(prompt, generation)
 
     def encode(self, text: str) -> Tensor:
         """Turn ``text`` into ids on the model's device, ``(1, T)``."""
@@ -210,7 +210,12 @@ class TinyGPTModule(LightningModule):
         """
         path = self.trainer.ckpt_path or "checkpoint"
         config, tokenizer, taught = read_description(checkpoint, path)
-        _check_alike(self, config, tokenizer, path)
+        expected, got = ("".join(known.vocab) for known in (tokenizer, self.tokenizer))
+        if tokenizer.vocab.keys() != self.tokenizer.vocab.keys():
+            raise CheckpointError(path, f"is of another vocabulary: expected the symbols {expected!r}, got {got!r}")
+        for field, value in asdict(config).items():
+            if (asked := getattr(self.model.config, field)) != value:
+                raise CheckpointError(path, f"is of another model: expected model.config.{field} {value}, got {asked}")
         read_weights(checkpoint, config, path)
         self.tokenizer = tokenizer
         if self.trainer.state.fn != TrainerFn.FITTING:  # a fit teaches the pairs that it was given
@@ -218,21 +223,24 @@ class TinyGPTModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # the base class lets code in the file run on request
-        cls, checkpoint_path: str | Path, **kwargs: Any
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", **more: Any
     ) -> TinyGPTModule:
         """Make the module that a checkpoint holds, with its sizes, vocabulary and taught pairs.
 
         Args:
             checkpoint_path: A file on this machine, or a run's folder.
-            kwargs: More arguments of the constructor, such as the optimizer.
+            map_location: The device of the model.
+            more: More arguments of the constructor, such as the optimizer. ``strict`` and ``weights_only`` change
+                nothing: all weights have to fit, and nothing in a file is executed.
 
         Raises:
             CheckpointError: If the file is not a whole checkpoint of this project.
         """
         trained = load(checkpoint_path)
-        module = cls(trained.model.config, trained.tokenizer.vocab, taught=trained.taught, **kwargs)
+        arguments = {name: value for name, value in more.items() if name not in ("strict", "weights_only")}
+        module = cls(trained.model.config, trained.tokenizer.vocab, taught=trained.taught, **arguments)
         module.model = trained.model.train()
-        return module
+        return module.to(map_location)
 
     def _scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits ``(B, T - start, V)`` and targets ``(B, T - start)`` from the first position that the loss counts."""
@@ -242,11 +250,6 @@ class TinyGPTModule(LightningModule):
         return self.model(batch.ids, start), batch.answers[:, start:]
 
 
-def _check_alike(module: TinyGPTModule, config: GPTConfig, tokenizer: CharTokenizer, path: str | Path) -> None:
-    """Refuse a checkpoint of a model with other sizes or other symbols."""
-    expected, got = ("".join(known.vocab) for known in (tokenizer, module.tokenizer))
-    if tokenizer.vocab.keys() != module.tokenizer.vocab.keys():
-        raise CheckpointError(path, f"is of another vocabulary: expected the symbols {expected!r}, got {got!r}")
-    for field, value in asdict(config).items():
-        if (asked := getattr(module.model.config, field)) != value:
-            raise CheckpointError(path, f"is of another model: expected model.config.{field} {value}, got {asked}")
+# pickle finds a function by its name, which the default lacks; it stays in the signature, where LightningCLI reads it.
+default_optimizer = (TinyGPTModule.__init__.__defaults__ or ())[2]
+default_optimizer.__qualname__ = "default_optimizer"

@@ -230,8 +230,7 @@ def check_stages(stages: object) -> list[Stage]:
 
 def current_stage(trainer: Trainer) -> int:
     """Return the index of the stage that a trainer is in, for a module whose steps depend on it; without stages 0."""
-    callbacks: Sequence[object] = trainer.callbacks  # type: ignore[attr-defined]
-    positions = [
-        position for callback in callbacks if isinstance(position := getattr(callback, "position", None), Position)
-    ]
-    return positions[0].index if positions else 0
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(position := getattr(callback, "position", None), Position):
+            return position.index
+    return 0

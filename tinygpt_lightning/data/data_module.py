@@ -236,6 +236,10 @@ class QADataModule(LightningDataModule):
         """The training pairs themselves: the model is to memorise them."""
         return self._loader(shuffle=False)
 
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The same again."""
+        return self.val_dataloader()
+
     def predict_dataloader(self) -> DataLoader[list[str]]:
         """The prompts in their order, a batch at a time."""
         prompts = self.asked.prompts
