@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from textwrap import wrap
 
 from matplotlib.figure import Figure
 from typing_extensions import override
 
 from tinygpt_lightning.study.claims import Claims, listed, shown, table
 from tinygpt_lightning.study.design import Cell
-from tinygpt_lightning.study.figures import COLOURS, GREY, exactness_figure
-from tinygpt_lightning.study.findings import EPOCHS_OF_RUN, MEASURES, Comparison, corrected, shown_p
+from tinygpt_lightning.study.figures import exactness_figure
+from tinygpt_lightning.study.findings import ENDS, EPOCHS_OF_RUN, MEASURES, Comparison, corrected, shown_p
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.rows import Results
 
@@ -51,8 +50,7 @@ class Many(Claims):
 
     @override
     def remarks(self) -> list[str]:
-        verdicts = {self._verdict(each) for each in self.primary}
-        return list(WHY) if "harms" in verdicts and "helps" not in verdicts else []
+        return [] if "helps" in map(self._verdict, self.primary) else list(WHY)
 
     @override
     def sections(self) -> list[str]:
@@ -75,42 +73,20 @@ class Many(Claims):
     @override
     def figures(self) -> dict[str, Figure]:
         # No curves: a run ends when it is exact, so that a median over the seeds would be one over the slow ones.
-        return {"epochs": self._figure(), "exactness": exactness_figure(self.results)} if self.primary else {}
+        return {"exactness": exactness_figure(self.results)}
 
     def _cells(self, each: Comparison) -> list[Cell]:
         """The two cells of a comparison, in the order of its levels."""
         at = {cell.levels["optimizer"]: cell for cell in self.results.by_cell if cell.levels["pairs"] == _pairs(each)}
         return [at[level] for level in each.levels]
 
-    def _epochs(self, cell: Cell) -> list[float]:
-        """Epochs to exactness of each seed; of a run that never was exact, half an epoch beyond its end."""
-        end = sum(stage.epochs for stage in cell.recipe.stages)
-        return [MEASURES[EPOCHS_OF_RUN](outcome) or end + 0.5 for outcome in self.results.by_cell[cell].values()]
-
     def _verdict(self, each: Comparison) -> str:
-        kept, new = (sum(self._epochs(cell)) for cell in self._cells(each))
+        end = ENDS[EPOCHS_OF_RUN]
+        kept, new = (
+            sum(MEASURES[EPOCHS_OF_RUN](outcome) or end(cell) + 1 for outcome in self.results.by_cell[cell].values())
+            for cell in self._cells(each)
+        )
         return UNDECIDED if not each.established else "helps" if new < kept else "harms"
-
-    def _figure(self) -> Figure:
-        """Epochs to exactness of each seed."""
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        for side, colour in enumerate(COLOURS[:2]):
-            points = [
-                (x, epochs) for x, each in enumerate(self.primary) for epochs in self._epochs(self._cells(each)[side])
-            ]
-            x, epochs = zip(*points, strict=True)
-            label = f"optimizer {self.primary[0].levels[side]}"
-            axes.scatter([place - 0.12 + 0.24 * side for place in x], epochs, color=colour, alpha=0.5, label=label)
-        end = max(stage.epochs for cell in self.results.by_cell for stage in cell.recipe.stages)
-        axes.axhline(end, color=GREY, ls=":", lw=1)
-        axes.set_xticks(range(len(self.primary)), ["\n".join(wrap(_pairs(each), 12)) for each in self.primary])
-        axes.set(yscale="log", xlabel="pairs", ylabel=f"epochs until all are exact; above {end}: never")
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        figure.suptitle("Epochs to exactness of each seed", weight="bold")
-        return figure
 
 
 def rise(outcomes: Sequence[Outcome], every: int) -> float | None:
@@ -135,8 +111,8 @@ def _pairs(each: Comparison) -> str:
 
 # In the report only if the rows agree with it.
 WHY = (
-    "Why, as far as the rows say: a new AdamW has no averages yet, so its first updates are about as long as the "
-    "learning rate in every weight, whatever the gradient, and the loss that they raise must fall again.",
-    "That helps only where the second moment still holds gradients much larger than those of today, as late in the "
+    "A reset costs, as far as the rows say: the loss rises behind it. A new AdamW has no averages yet, so its first "
+    "updates are about as long as the learning rate in every weight, whatever the gradient.",
+    "That helps where the second moment still holds gradients much larger than those of today, as late in the "
     "training of one sentence at a rate that is too low (`reset.yaml`); many pairs are exact before that.",
 )
