@@ -159,3 +159,37 @@ def test_the_dose():
     differences = [epochs["carried", "new"][s] - epochs["redrawn", "new"][s] for s in range(20)]
     assert min(differences) > 0  # all on one side: the smallest p-value of 20 seeds
     assert "| carried / redrawn | 11 / 7 | – | 20 | 1.9e-06 |" in report_of("dose")
+
+
+def test_many_pairs():
+    rows = rows_of("many")
+    medians, better, misses = {}, [0, 0], 0
+    for pairs in dict.fromkeys(row["level.pairs"] for row in rows):
+        epochs = [
+            {
+                row["seed"]: row["epochs_of_run_to_exact"] or math.inf
+                for row in select(rows, pairs=pairs, optimizer=level)
+            }
+            for level in ("kept", "new")
+        ]
+        middle = [sorted(by_seed.values())[4] for by_seed in epochs]  # of ten seeds half are exact by then
+        medians[pairs] = ["more than 250" if value == math.inf else str(value) for value in middle]
+        if pairs == "1":
+            assert epochs[0] == epochs[1]
+            assert max(epochs[0].values()) <= 10  # before the first reset
+            continue
+        better[0] += sum(kept < epochs[1][seed] for seed, kept in epochs[0].items())
+        better[1] += sum(kept > epochs[1][seed] for seed, kept in epochs[0].items())
+        misses += list(epochs[0].values()).count(math.inf)
+    for pairs, (kept, new) in medians.items():
+        assert f"| {pairs.replace(' in', ', in')} | {kept} | {new} |" in README
+    assert f"in {better[0]} of the 40 comparisons of a seed, and saves some in {better[1]}:" in README
+    assert f"misses {misses} of these 40 runs" in README
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    (kept, new), (kept_50, new_50) = medians["10"], medians["50"]
+    assert f"10 pairs take {new} epochs with resets and {kept} without, 50 pairs {new_50} and {kept_50}" in front
+    assert "makes no established difference with 1, 10, 50, 50 in batches of 10 and 200 in" in report_of("many")
+    assert len(rows) == 100
+    # A tuning of its own, on seeds that are not reported.
+    assert {row["seed"] for index in range(3) for row in rows_of(f"many/tuning/{index}")} == {100, 101}
+    assert {row["seed"] for row in rows} == set(range(10))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -209,10 +208,11 @@ def epochs_spread(outcomes: Sequence[Outcome], name: str = "epochs_to_exact") ->
     known = sorted(o[name] for o in outcomes if o.get(name) is not None)
     if not known:
         return "never" if outcomes else "–"
-    # All seeds of a cell are censored at the same epoch: the median is that of all seeds, those without it the last.
-    middle = shown(median([*known, *[math.inf] * (len(outcomes) - len(known))]))
+    # All seeds of a cell are censored at the same epoch: half of them are exact by the median.
+    half = (len(outcomes) - 1) // 2
+    middle = shown(known[half]) if half < len(known) else "never in half of the seeds"
     never = len(outcomes) - len(known)
     lost = sum(o.get(name) is not None and not as_trained(o, "exact") for o in outcomes)
     notes = [f"{count} {what}" for count, what in ((never, "never"), (lost, "lost it again")) if count]
     text = middle if known[0] == known[-1] and not never else f"{middle} ({known[0]}–{known[-1]})"
-    return text.replace("inf", "never in half of the seeds") + (f"; {', '.join(notes)}" if notes else "")
+    return text + (f"; {', '.join(notes)}" if notes else "")

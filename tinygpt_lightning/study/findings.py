@@ -163,10 +163,13 @@ def median_epochs(epochs: Sequence[float | None], ends: Sequence[int]) -> str:
 
     >>> median_epochs([3, 5, None], [9, 9, 9]), median_epochs([3, None, None], [9, 9, 9])
     ('5', 'more than 9')
+    >>> median_epochs(range(1, 11), [10] * 10)
+    '5'
     """
     times = [end if epoch is None else epoch for epoch, end in zip(epochs, ends, strict=True)]
     curve = kaplan_meier(times, [epoch is not None for epoch in epochs])
-    return next((f"{time:g}" for time, share in curve.items() if share <= 0.5), f"more than {max(ends, default=0)}")
+    half = 0.5 + 1e-9  # a product of shares is rounded
+    return next((f"{time:g}" for time, share in curve.items() if share <= half), f"more than {max(ends, default=0)}")
 
 
 def comparisons(results: Results, measure: str | None) -> list[Comparison]:
