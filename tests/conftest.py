@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 
 from tinygpt_lightning.commands.main import main
@@ -49,6 +51,16 @@ def quiet_trainer(**settings: Any) -> Trainer:
             **settings,
         }
     )
+
+
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """For a distributed strategy on one device: forget the process group, and the variables for later processes."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    torch.distributed.destroy_process_group()
 
 
 class Result(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import Command
 
 from tinygpt_lightning import load
 from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.data.noise import KINDS
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = yaml.safe_load((ROOT / "configs/faq.yaml").read_text(encoding="utf-8"))
@@ -19,14 +21,13 @@ VIETNAMESE = set("ăâđêôơưáàảãạắằẳẵặấầẩẫậéè�
 
 @pytest.fixture(scope="module")
 def data() -> QADataModule:
-    n_positions = SETTINGS["model"]["config"]["n_positions"]
-    return QADataModule(path=str(ROOT / SETTINGS["data"]["path"]), n_positions=n_positions)
+    return QADataModule(path=str(ROOT / SETTINGS["data"]["path"]))
 
 
 def test_there_are_200_pairs_half_of_them_vietnamese_none_said_twice(data: QADataModule) -> None:
     pairs = data.taught.pairs
     assert len(pairs) == 200
-    assert data.repeated == []
+    assert data.file.repeated == []
     assert sum(bool(VIETNAMESE & set("".join(pair).lower())) for pair in pairs) >= 100
     assert len({pair.answer for pair in pairs}) >= 195
 
@@ -57,3 +58,8 @@ def test_all_200_are_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
     trained = load("checkpoints/faq/version_0")
     questions, answers = zip(*trained.taught.pairs, strict=True)
     assert trained.answer_all(questions) == list(answers)
+    source = random.Random(7)
+    for kind, share in {"case": 1, "punctuation": 1, "spaces": 1, "diacritics": 0.98, "typo": 0.9}.items():
+        asked = [(KINDS[kind](question, source), answer) for question, answer in trained.taught.pairs[::5]]
+        right = [trained.ask(question).text == answer for question, answer in asked]
+        assert sum(right) >= share * 40, kind

@@ -12,16 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import quiet_trainer
+from conftest import in_one_process, quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 
+from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
+from tinygpt_lightning.callbacks.sharded import unsharded
+from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.callbacks.stages import Stage
 from tinygpt_lightning.data.data_module import QADataModule, QAPair
@@ -30,6 +34,7 @@ from tinygpt_lightning.gpt.generation import GenerationConfig
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule, next_token_loss
+from tinygpt_lightning.trained import load
 
 SENTENCE = "Question: Xin chào \nAnswer: Công ty BICweb kính chào quý khách!."
 SMALL = GPTConfig(n_positions=64, n_embd=32, n_head=4)
@@ -178,6 +183,35 @@ def test_at_full_size_too_with_the_default_optimizer(
     trainer(max_epochs=60, callbacks=callbacks, limit_val_batches=0).fit(module, QADataModule())
     assert largest_difference(recorder.losses, expected) <= 1e-5
     assert said(module, QAPair()) == SENTENCE
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use .self.log")
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_sharded_model_follows_the_whole_one_to_the_bit(
+    trainer: Callable[..., Trainer], tmp_path: Path, distributed: bool
+) -> None:
+    def fitted(folder: Path, **settings: Any) -> tuple[TinyGPTModule, Snapshots]:
+        seed_everything(0, verbose=False)
+        module, kept, logger = make(NO_DROPOUT), Snapshots(5), CSVLogger(folder, "", "")
+        callbacks = [StagedTraining([Stage(6), Stage(6)], folder), kept, ExactResume()]
+        settings = {"callbacks": callbacks, "logger": logger, "log_every_n_steps": 1, "max_epochs": -1, **settings}
+        trainer(**settings).fit(module, QADataModule())
+        return module, kept
+
+    whole, kept = fitted(tmp_path / "whole")
+    with in_one_process():
+        strategy = ModelParallelStrategy(1, 1, save_distributed_checkpoint=distributed)
+        sharded, also_kept = fitted(tmp_path / "sharded", strategy=strategy)
+        assert all(torch.equal(sharded.state_dict()[n].full_tensor(), w) for n, w in whole.state_dict().items())
+        with unsharded(sharded):
+            assert said(sharded, QAPair()) == said(whole, QAPair())
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "sharded")]
+    assert metrics[0] == metrics[1]
+    for moment, other in zip(kept.moments, also_kept.moments, strict=True):
+        assert (moment["step"], moment["loss"]) == (other["step"], other["loss"])
+        assert all(torch.equal(weight, other["weights"][name]) for name, weight in moment["weights"].items())
+    if not distributed:
+        assert load(tmp_path / "sharded" / "stage-2.ckpt").complete("Question", GenerationConfig(max_length=9))
 
 
 def test_validation_leaves_training_as_it_is(trainer: Callable[..., Trainer]) -> None:

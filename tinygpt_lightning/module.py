@@ -13,9 +13,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from tinygpt_lightning.callbacks.sharded import whole
 from tinygpt_lightning.data.batches import IGNORED, Batch, exact_rows
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.noise import SPARE
@@ -124,6 +126,11 @@ class TinyGPTModule(LightningModule):
         optimizer = partial(torch.optim.AdamW, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
         return cls(config, data.tokenizer.vocab, optimizer, taught=data.taught, loss_on="answer")
 
+    def configure_model(self) -> None:
+        """Shard the model over the processes, under ``ModelParallelStrategy``."""
+        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         """Make a new optimizer, and scheduler, each time it is called."""
         optimizer = self.optimizer(self.parameters())
@@ -133,8 +140,8 @@ class TinyGPTModule(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """One step over a batch of pairs."""
-        targets = self._targets(batch)
-        loss = next_token_loss(self.model(batch.ids), targets)
+        logits, targets = self._scored(batch)
+        loss = next_token_loss(logits, targets)
         if self.trainer.world_size > 1:
             # The mean over the processes is then the mean over all their characters, of which not all have as many.
             count = (targets != IGNORED).sum().float()
@@ -148,7 +155,7 @@ class TinyGPTModule(LightningModule):
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             metrics = {
-                "train/grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
+                "train/grad_norm": whole(torch.nn.utils.get_total_norm(gradients)).item(),
                 "train/learning_rate": optimizer.param_groups[0]["lr"],
             }
             for logger in self.loggers:
@@ -164,8 +171,8 @@ class TinyGPTModule(LightningModule):
         Returns:
             Whether each pair is, ``(B,)``.
         """
-        logits, targets = self.model(batch.ids), self._targets(batch)
-        predicted = logits.argmax(dim=-1)
+        logits, targets = self._scored(batch)
+        predicted = F.pad(logits.argmax(dim=-1), (batch.ids.size(1) - logits.size(1), 0))  # (B, T)
         exact = exact_rows(predicted, batch, self.tokenizer, self.taught.max_length)
         self.metrics.update(next_token_loss(logits, targets), (targets != IGNORED).sum(), predicted, batch, exact)
         return exact
@@ -227,8 +234,12 @@ class TinyGPTModule(LightningModule):
         module.model = trained.model.train()
         return module
 
-    def _targets(self, batch: Batch) -> Tensor:
-        return batch.answers if self.loss_on == "answer" else batch.targets
+    def _scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, T - start, V)`` and targets ``(B, T - start)`` from the first position that the loss counts."""
+        if self.loss_on == "all":
+            return self.model(batch.ids), batch.targets
+        start = int(batch.mask.any(dim=0).int().argmax())
+        return self.model(batch.ids, start), batch.answers[:, start:]
 
 
 def _check_alike(module: TinyGPTModule, config: GPTConfig, tokenizer: CharTokenizer, path: str | Path) -> None:

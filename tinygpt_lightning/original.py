@@ -84,7 +84,7 @@ class OriginalStages(StagedTraining):
         if not file.exists():  # the run was resumed from another run's checkpoint
             trainer.save_checkpoint(file, weights_only=False)
         # Into the existing parameters: DDP keeps hold of them.
-        module.load_state_dict(read_checkpoint(file)["state_dict"])
+        trainer.strategy.load_model_state_dict(read_checkpoint(file))
         tokenizer = CharTokenizer.load(self.folder / "vocab.json")
         module.tokenizer = renumber(tokenizer) if self.renumber else tokenizer
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt_lightning.data.batches import Batch, Collate, exact_rows
-from tinygpt_lightning.data.likeness import likeness, nearest
-from tinygpt_lightning.data.noise import SPARE, fold, owners
+from tinygpt_lightning.data.likeness import Questions
+from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.text import QAPair, Taught
 from tinygpt_lightning.description import describe, read_description, read_weights, state_of, without_weights
 from tinygpt_lightning.gpt.checkpoint import LIGHTNING, VERSION, read_checkpoint, write_checkpoint
@@ -32,8 +32,8 @@ class Answer(NamedTuple):
 
     Args:
         text: The answer.
-        confidence: How much the question is like the taught one that has this answer, from 0 to 1; 0 if no taught
-            question has. Probabilities would not do: a model may be as sure of nonsense as of what it was taught.
+        confidence: How much the question is like the taught one that it is read as, from 0 to 1; 0 if this is not the
+            answer to that one. Probabilities would not do: a model may be as sure of nonsense as of what it was taught.
         known: Whether the confidence reaches the threshold that was found when the pairs were taught; true of every
             answer of a model without one.
     """
@@ -112,35 +112,33 @@ class TrainedGPT:
         """Answer ``question`` greedily, and say whether the model was taught to answer it.
 
         Raises:
-            UnknownCharacterError: If the vocabulary lacks a character, and the model has no threshold. With one, such
-                a question has no text, and is not known.
+            UnknownCharacterError: If the vocabulary lacks a character, and the model has no threshold. With one, a
+                question that is not known gets no text.
             ValueError: If the question is empty or too long.
         """
-        known = self.tokenizer.vocab.keys()
-        if self.taught.known_from is not None and not known >= set(normalize(self.as_taught(question))):
-            return Answer("", 0.0, known=False)
+        confidence, _ = self._meant(question)
+        if question and self.taught.known_from is not None and confidence < self.taught.known_from:
+            return Answer("", confidence, known=False)
         return self.judge(question, self.answer(question))
 
     def as_taught(self, question: str) -> str:
-        """The taught question that differs from ``question`` in case, diacritics, punctuation or spaces alone.
+        """The taught question that ``question`` is read as: the nearest one, if it is near enough.
 
-        What differs by a letter is for the model to read. The question itself is returned if it is taught, if no or
-        several taught ones differ so little, and of a model that was taught without noise.
+        The question itself is returned if no taught one reaches the threshold, or another one is as near as the
+        nearest, and for a model without a threshold, which was taught without noise.
         """
-        if self.taught.known_from is None or normalize(question) in self._by_fold[0]:
-            return question
-        alike = self._by_fold[1].get(fold(question), [])
-        return self.taught.pairs[alike[0]].question if len(alike) == 1 else question
+        likeness, near = self._meant(question)
+        return near if self.taught.known_from is not None and likeness >= self.taught.known_from else question
 
     def judge(self, question: str, answer: str) -> Answer:
         """Say whether the model was taught to give ``answer`` to ``question``."""
-        questions = self._questions.get(answer, [])
-        confidence = max((likeness(question, taught) for taught in questions), default=0.0)
+        likeness, near = self._meant(question)
+        confidence = likeness if self._answers.get(near) == answer else 0.0
         return Answer(answer, confidence, self.taught.known_from is None or confidence >= self.taught.known_from)
 
     def nearest(self, question: str, count: int = 3) -> list[str]:
         """The taught questions that are most like ``question``, the nearest one first."""
-        return nearest(question, [pair.question for pair in self.taught.pairs], count)
+        return self._questions.nearest(question, count)
 
     def predict_next(self, text: str) -> dict[str, float]:
         """The probability of each symbol to come next after ``text``, the likeliest first.
@@ -196,19 +194,19 @@ class TrainedGPT:
                 known += exact_rows(predicted, batch, self.tokenizer, self.taught.max_length).tolist()
         return known
 
-    @cached_property
-    def _by_fold(self) -> tuple[set[str], Mapping[str, list[int]]]:
-        """The taught questions, and their indices by their fold."""
-        questions = [pair.question for pair in self.taught.pairs]
-        return set(questions), owners(questions)
+    def _meant(self, question: str) -> tuple[float, str]:
+        """How much ``question`` is like the taught one that it is read as, and that one."""
+        asked = normalize(question)
+        return (1.0, asked) if asked in self._answers else self._questions.meant(asked)
 
     @cached_property
-    def _questions(self) -> Mapping[str, list[str]]:
-        """The taught questions of each answer."""
-        questions: dict[str, list[str]] = {}
-        for pair in self.taught.pairs:
-            questions.setdefault(pair.answer, []).append(pair.question)
-        return questions
+    def _answers(self) -> dict[str, str]:
+        """The answer to each taught question."""
+        return dict(self.taught.pairs)
+
+    @cached_property
+    def _questions(self) -> Questions:
+        return Questions(list(self._answers))
 
     @property
     def _device(self) -> torch.device:

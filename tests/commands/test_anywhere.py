@@ -379,13 +379,27 @@ def test_each_line_of_a_pipe_gets_its_answer(trained: Path, home: Path, command:
 
 
 @pytest.mark.parametrize("policy", [None, "ACTIVE"])
-def test_waiting_threads_sleep_unless_somebody_says_otherwise(monkeypatch: Any, policy: str | None) -> None:
+def test_waiting_threads_sleep_soon_unless_somebody_says_otherwise(monkeypatch: Any, policy: str | None) -> None:
     monkeypatch.setattr(sys, "argv", ["tinygpt", "--help"])
-    monkeypatch.setenv("OMP_WAIT_POLICY", policy or "")
-    if policy is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is as before when the test is over
+        monkeypatch.delenv(name)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     package_main.main()
-    assert os.environ["OMP_WAIT_POLICY"] == (policy or "PASSIVE")
+    assert ("GOMP_SPINCOUNT" in os.environ) == (policy is None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"), [((), [1]), (("--model.config.n_embd", "768"), []), (("--threads", "2"), [2])]
+)
+def test_steps_too_small_to_share_get_one_thread(
+    home: Path, command: Command, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], asked: list[int]
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", counts.append)
+    assert command("fit", "--config", "small.yaml", "--stages", "[{epochs: 1}]", *flags).code == 0
+    assert counts == asked
 
 
 def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -397,12 +411,11 @@ def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest
     assert not [record.message for record in caplog.records if "weights_only" in record.message]
 
 
-def test_a_strict_python_finds_no_deprecated_call_of_ours(home: Path) -> None:
-    strict = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
-    done = subprocess.run(
-        [*strict, "-m", "tinygpt_lightning", *FIT, *SHORT], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_strict_python_finds_nothing_to_warn_of(home: Path) -> None:
+    strict = [sys.executable, "-W", "error", "-m", "tinygpt_lightning"]
+    for words in ((*FIT, *SHORT), ("predict", "--ckpt_path", RUN)):
+        done = subprocess.run([*strict, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_model_can_be_exported_by_torch() -> None:

@@ -177,15 +177,31 @@ def test_stopped_by_a_signal_and_continued_equals_never_stopped(
     check_equal(folder, reference.folder)
 
 
-@pytest.mark.parametrize(("config", "renumber"), [(SMALL, "false"), (SMALL, "true"), (MANY, "false")])
-def test_two_processes_killed_and_continued_equal_two_never_killed(tmp_path: Path, config: str, renumber: str) -> None:
+SHARDED = [
+    "ModelParallelStrategy",
+    "--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "renumber", "strategy", "instants"),
+    [
+        (SMALL, "false", ["ddp"], ["last.ckpt", "stage-1.ckpt"]),
+        (SMALL, "true", ["ddp"], ["last.ckpt", "stage-1.ckpt"]),
+        (MANY, "false", ["ddp"], ["last.ckpt", "stage-1.ckpt"]),
+        (SMALL, "false", SHARDED, ["stage-1.ckpt"]),
+    ],
+)
+def test_two_processes_killed_and_continued_equal_two_never_killed(
+    tmp_path: Path, config: str, renumber: str, strategy: list[str], instants: list[str]
+) -> None:
     command = [
         sys.executable, "-m", "tinygpt_lightning", "fit", "--config", "small.yaml", "--save_every_n_seconds", "0",
-        "--renumber", renumber, "--trainer.devices", "2", "--trainer.strategy", "ddp",
+        "--renumber", renumber, "--trainer.devices", "2", "--trainer.strategy", *strategy,
     ]  # fmt: skip
     whole, killed = (prepared(tmp_path / name, config) for name in ("whole", "killed"))
     subprocess.run(command, cwd=whole, check=True)
-    for instant in ("last.ckpt", "stage-1.ckpt"):
+    for instant in instants:
         resume = ["--ckpt_path", "last"] if (killed / RUN).exists() else []
         with subprocess.Popen([*command, *resume], cwd=killed, start_new_session=True) as both:
             while not (killed / RUN / instant).exists():

@@ -149,6 +149,17 @@ def test_a_question_that_was_not_taught_is_refused_with_the_nearest_ones(
     assert capsys.readouterr().out.strip() != ""
 
 
+def test_in_a_narrow_window_the_nearest_questions_stay_indented(
+    careful: TrainedGPT, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "6")
+    Session(careful, is_terminal=True).take("chào Xin")
+    after = capsys.readouterr().out.splitlines()
+    after = after[next(i for i, line in enumerate(after) if line.startswith("  ")) :]
+    assert len(after) > 3
+    assert all(line.startswith("  ") for line in after)
+
+
 def test_a_pipe_gets_an_empty_line_for_a_refused_question(
     careful: TrainedGPT, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ def test_it_is_seen_on_the_terminal_and_in_tensorboard_and_resumed_exactly(home:
     exact = [event.value for event in events.Scalars("val/exact_match")]
     assert exact[: int(first)][-4:] == [0, 1, 1, 1]
     assert len(exact) == int(first) + 2
-    shown = {image.step + 1 for image in events.Images("attention of the heads")}
+    shown = {image.step + 1 for image in events.Images("what the heads attend to")}
     assert {int(first), int(first) + 2} <= shown
     assert len(events.Tensors("what it needs/text_summary")) == 1
     assert "≤ 40 + 2".encode() in events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content

@@ -20,7 +20,7 @@ PAIRS = {
     "7 + 5": "12",
     "7 + 6": "13",
 }
-OTHER = {"Can I bring my dog": "No", "7 + 5": "12"}
+OTHER = {"Can I bring my dog": "Yes", "7 + 5": "12"}
 
 
 def write(path: Path, pairs: dict[str, str]) -> Path:

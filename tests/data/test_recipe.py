@@ -16,7 +16,7 @@ from tinygpt_lightning.gpt.model import GPTConfig
 @pytest.mark.parametrize("seed", range(20))
 def test_there_is_room_for_every_text_and_for_a_longer_question(seed: int) -> None:
     pairs = made(seed)[:300]
-    recipe = recipe_for(pairs, noise=1)
+    recipe = recipe_for(pairs)
     taught = Taught.of(pairs, Template(recipe.template), end_symbol=True)
     assert taught.max_length is not None
     assert recipe.n_positions == taught.max_length + SPARE
@@ -48,4 +48,4 @@ def test_a_template_that_is_given_is_kept_and_a_trained_model_keeps_its_sizes() 
     more = recipe.beginning_with(config)
     assert (more.n_positions, more.n_embd, more.n_head) == (99, 48, 6)
     assert recipe.beginning_with(replace(config, n_positions=2)).n_positions == recipe.n_positions
-    assert more.lr < recipe.lr
+    assert more.settle < recipe.settle

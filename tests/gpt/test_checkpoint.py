@@ -3,6 +3,7 @@
 import errno
 import http.server
 import os
+import pickle
 import random
 import resource
 import signal
@@ -273,6 +274,11 @@ def test_checkpoints_of_other_programs_and_of_earlier_versions_are_read(whole):
     with zipfile.ZipFile(whole, "a") as archive:
         archive.comment = b"tinygpt-checkpoint 1 sha256:" + b"0" * 64  # how damage was told before
     assert read_checkpoint(whole)["global_step"] == 7
+
+
+def test_an_error_travels_to_another_process():
+    error = pickle.loads(pickle.dumps(CheckpointError(Path("a"), "is b")))  # noqa: S301
+    assert (type(error), str(error)) == (CheckpointError, "a: is b")
 
 
 def test_reasons(tmp_path, whole):

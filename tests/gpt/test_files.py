@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tinygpt_lightning.gpt import files
 from tinygpt_lightning.gpt.files import (
     FolderLockedError,
     link_whole,
     locked,
     remove_leftovers,
+    remove_whole,
     whole_file,
     whole_folder,
     write_whole,
@@ -70,8 +72,27 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in (".hidden", "notes.tmp", ".other.tmp", ".a.xyz.tmp", "a.ckpt")]
     for path in [*kept, tmp_path / ".a.ckpt.0123abcd.tmp", tmp_path / ".config.yaml.deadbeef.tmp"]:
         path.touch()
+    (tmp_path / ".b.ckpt.0123abcd.tmp").mkdir()
+    (tmp_path / ".b.ckpt.0123abcd.tmp/part").touch()
+    remove_leftovers(tmp_path, "c.ckpt")
+    assert len([*tmp_path.iterdir()]) == len(kept) + 3
+    remove_leftovers(tmp_path, "a.ckpt")
+    assert len([*tmp_path.iterdir()]) == len(kept) + 2
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_files_folders_links_and_what_is_not_there_are_removed(tmp_path: Path) -> None:
+    file, folder, link = (tmp_path / name for name in ("file", "folder", "link"))
+    file.touch()
+    folder.mkdir()
+    (folder / "part").touch()
+    link.symlink_to(folder)
+    remove_whole(link)
+    assert (folder / "part").exists()
+    for path in file, folder, folder:
+        remove_whole(path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_locked_once(tmp_path: Path) -> None:
@@ -82,7 +103,12 @@ def test_a_folder_is_locked_once(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_appears_when_the_block_ends_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_appears_when_the_block_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     path = tmp_path / "a"
     for content in ("before", "after"):  # the second one takes the place of the first
         with whole_folder(path) as unfinished:
@@ -123,6 +149,7 @@ def test_a_folder_that_cannot_take_its_name_gives_the_old_one_back(
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="Input/output error"), whole_folder(path) as unfinished:
         (unfinished / "after").touch()

@@ -251,6 +251,18 @@ def test_dropout_acts_in_its_place_while_training_and_only_then(place: str, tens
         assert (dropped[name] != 0).all(), f"{name} is left whole"
 
 
+@pytest.mark.parametrize("start", [0, 1, 25, 39])
+def test_positions_before_the_first_scored_one_are_read(start: int) -> None:
+    model, ids = make().eval(), random_ids()
+    whole = model(ids)[:, start:]
+    scored = model(ids, start)
+    assert scored.equal(whole) if start == 0 else torch.allclose(scored, whole, rtol=0, atol=1e-6)
+    whole_gradient, gradient = (
+        torch.autograd.grad(logits.square().mean(), model.h.attn.c_attn.weight)[0] for logits in (whole, scored)
+    )
+    torch.testing.assert_close(gradient, whole_gradient, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("length", [0, 49])
 def test_a_sequence_must_have_1_to_n_positions_characters(length: int) -> None:
     with pytest.raises(ValueError, match=f"expected a sequence of 1 to n_positions=48 characters, got {length}"):

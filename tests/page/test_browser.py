@@ -197,3 +197,29 @@ def test_every_number_is_explained(browser: Browser) -> None:
         })"""
     )
     assert problems == []
+
+
+def test_three_numbers_have_regions_and_words_of_their_own(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render(untrained(n_embd=3, n_head=1), "three"), encoding="utf-8")
+    browser.open(page)
+    label, moved = (
+        browser.js(f"return document.{found}.textContent")
+        for found in ("querySelector('[for=along]')", "getElementById('along-name')")
+    )
+    assert label == "Move all points:"
+    assert "line" not in moved
+    # Each point lies in the region of the character that is written there.
+    wrong = browser.js(
+        """show(1000);
+        const [[left, right], [bottom, top]] = state.bounds, n = state.areas.length;
+        return state.pass.x.filter((_, t) => {
+          const [a, b] = seen(model, state.pass.x_mlp[t]);
+          const [i, j] = [((a - left) / (right - left)) * n, ((top - b) / (top - bottom)) * n];
+          const around = (row) => [row?.[Math.floor(i)], row?.[Math.floor(i) + 1]];
+          const near = [0, 1].flatMap((below) => around(state.areas[Math.floor(j) + below]));
+          return !near.includes(greedy(state.pass, t));
+        }).length"""
+    )
+    assert wrong == 0
+    assert not browser.messages()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import webbrowser
 from pathlib import Path
 
@@ -106,3 +107,10 @@ def test_released_pages_are_of_todays_scripts(name: str) -> None:
     page = (ROOT / "checkpoints" / "smallest" / name).read_text("utf-8")
     assert _script() in page
     assert len(page) < 1_000_000
+
+
+def test_the_released_model_gives_the_released_page_to_the_byte(command: Command, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "checkpoints" / "smallest", tmp_path / "smallest")
+    released = (tmp_path / "smallest" / "page.html").read_bytes()
+    assert command("show", "--ckpt_path", tmp_path / "smallest").code == 0
+    assert (tmp_path / "smallest" / "page.html").read_bytes() == released

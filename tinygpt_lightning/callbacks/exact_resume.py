@@ -34,6 +34,7 @@ from tinygpt_lightning.callbacks._lightning import (
 )
 from tinygpt_lightning.callbacks.generators import find_generators, seed_all, seed_each
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
+from tinygpt_lightning.callbacks.sharded import adopt
 
 
 class ExactResume(Callback):
@@ -53,8 +54,8 @@ class ExactResume(Callback):
     epoch's start or end, every n steps, before, within and after a validation, after an exception that came before the
     backward pass); dropout and all else that draws from torch, numpy or ``random``; loaders that shuffle, draw, weigh,
     stream, use workers, persistent or not, and several at once, and generators in the attributes of a loader, its
-    sampler, dataset or transforms, which are seeded with the rest; manual optimization and several optimizers; DDP. On
-    the same machine, with the same versions, threads and number of processes, and, where Lightning adds a
+    sampler, dataset or transforms, which are seeded with the rest; manual optimization and several optimizers; DDP and
+    FSDP2. On the same machine, with the same versions, threads and number of processes, and, where Lightning adds a
     ``DistributedSampler``, the same ``seed_everything``. Persistent workers are restarted in each epoch, since their
     generators hold what earlier epochs left there. A loader with ``state_dict`` and ``load_state_dict`` finds its own
     place. An epoch whose length is known is finished before ``trainer.should_stop`` or ``max_time`` ends the run, since
@@ -73,9 +74,9 @@ class ExactResume(Callback):
     warning.
 
     Raises:
-        MisconfigurationException: With FSDP, DeepSpeed or ModelParallel, which restore optimizers and callbacks in an
-            order not proven to be exact; with ``training_step(dataloader_iter)``, whose batches nobody else counts;
-            with another number of processes than wrote the checkpoint.
+        MisconfigurationException: With FSDP, DeepSpeed or tensor parallelism, which are not proven to be exact; with
+            ``training_step(dataloader_iter)``, whose batches nobody else counts; with another number of processes than
+            wrote the checkpoint.
 
     Source: Lightning issues #6891, #8502, #9130, #17543, #19617; seeding by counter as in Salmon et al. 2011,
     "Parallel Random Numbers: As Easy as 1, 2, 3".
@@ -123,10 +124,11 @@ class ExactResume(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_package(trainer, self)
+        adopt(trainer)
         if stage == "fit" and trainer.strategy.restore_checkpoint_after_setup:
             raise MisconfigurationException(
-                f"ExactResume: expected a single device or ddp, got {type(trainer.strategy).__name__},"
-                " which restores checkpoints in an order that is not proven to be exact"
+                "ExactResume: expected a single device, ddp or ModelParallelStrategy, which restore checkpoints in an "
+                f"order that is proven to be exact, got {type(trainer.strategy).__name__}"
             )
         if stage == "fit" and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
             raise MisconfigurationException(

@@ -12,6 +12,7 @@ import torch
 
 DEPTH = 5  # of attributes in attributes, from the loader on
 LENGTH = 64  # longer lists hold data
+PLAIN = (str, int, float, type(None))  # most attributes by far
 
 
 def seed_all(*key: int | str) -> None:
@@ -60,7 +61,8 @@ def find_generators(owners: Sequence[object]) -> list[Any]:
     seen: set[int] = set()
     level = list(owners)
     for _ in range(DEPTH):
-        level = [value for owner in level for value in _attributes(owner) if id(value) not in seen]
+        values = (value for owner in level for value in _attributes(owner))
+        level = [value for value in values if not isinstance(value, PLAIN) and id(value) not in seen]
         for value in level:
             seen.add(id(value))
             if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):

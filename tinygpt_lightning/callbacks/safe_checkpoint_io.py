@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
@@ -37,7 +38,8 @@ class SafeCheckpointIO(CheckpointIO):
     local, and those of other programs, which have no digest.
 
     **Not covered**: what others read or write past it, ``LightningModule.load_from_checkpoint`` above all (give it
-    ``weights_only=True``); distributed checkpoints, which are folders; two processes that write one file.
+    ``weights_only=True``); checkpoints that are folders, which `sharded.py` writes and reads;
+    two processes that write one file.
 
     Source: Lightning issues #19970 and #21800.
 
@@ -108,7 +110,7 @@ def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     elif type(value) in (list, tuple):
         for i, inner in enumerate(value):
             yield from _leaves(inner, f"{where}[{i}]")
-    elif value is not None and type(value) not in (bool, int, float, str, Tensor, torch.nn.Parameter):
+    elif value is not None and type(value) not in (bool, int, float, str, Tensor, torch.nn.Parameter, DTensor):
         yield where, value
 
 

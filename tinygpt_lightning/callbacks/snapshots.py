@@ -10,6 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from tinygpt_lightning.callbacks.sharded import whole
+
 MOST_BYTES = 5_000_000  # of all moments together: they travel in every checkpoint
 
 
@@ -60,7 +62,7 @@ class Snapshots(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Copy the weights: whether the moment is worth keeping is known when its loss is."""
         self._step = trainer.global_step
-        self._weights = {name: tensor.detach().cpu().clone() for name, tensor in pl_module.state_dict().items()}
+        self._weights = {name: whole(tensor).clone() for name, tensor in pl_module.state_dict().items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -12,12 +12,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, replaced, unscales_by_itself
+from tinygpt_lightning.callbacks.sharded import adopt, reshard
 from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
 
 Options = list[dict[str, Any]]  # of each parameter group, without the parameters
@@ -117,6 +118,17 @@ def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage
         every += now
 
 
+@contextmanager
+def changing(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Let the context freeze, add or change parameters of the module."""
+    reshard(pl_module)
+    yield
+    if isinstance(trainer.strategy, DDPStrategy):
+        # DDP waits for gradients of the parameters that required one when it was set up.
+        trainer.strategy.model = pl_module
+        trainer.strategy.configure_ddp()
+
+
 def keep_state(old: Sequence[Optimizer], new: Sequence[Optimizer]) -> None:
     """Give new optimizers the state (momentum and the like) of old ones, for the parameters that both have."""
     # The state alone: with the old groups the new scheduler would inherit a stale learning rate.
@@ -145,11 +157,12 @@ def settings_of_optimizers(trainer: Trainer) -> dict[str, str]:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse a strategy that loads optimizers too early."""
-    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+    """Refuse a strategy that loads optimizers too early; `sharded.adopt` replaces one that does."""
+    adopt(trainer)
+    if trainer.strategy.restore_checkpoint_after_setup:
         raise StageError(
-            f"strategy: expected a single device or DDP, got {type(trainer.strategy).__name__}, which loads the "
-            "optimizers' state before a callback can choose the stage that they belong to"
+            f"strategy: expected a single device, DDP or ModelParallelStrategy, got {type(trainer.strategy).__name__}, "
+            "which loads the optimizers' state before a callback can choose the stage that they belong to"
         )
 
 

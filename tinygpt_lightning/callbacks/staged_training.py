@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from tinygpt_lightning.callbacks import _lightning, stage_optimizers
@@ -308,11 +307,8 @@ class StagedTraining(Callback):
         exact = self._exact_resume(trainer)
         # New layers get the same weights, wherever the run that crosses the boundary was resumed.
         with exact.seeded(trainer, "stage", index) if exact else nullcontext():
-            self.on_stage_start(trainer, pl_module, index)
-            if isinstance(trainer.strategy, DDPStrategy):
-                # DDP waits for gradients of the parameters that required one when it was set up.
-                trainer.strategy.model = pl_module
-                trainer.strategy.configure_ddp()
+            with stage_optimizers.changing(trainer, pl_module):
+                self.on_stage_start(trainer, pl_module, index)
             self._build(trainer, pl_module)
         if not self.stages[index].reset_optimizer:
             stage_optimizers.keep_state(before, trainer.optimizers)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from tinygpt_lightning.callbacks import _lightning
+from tinygpt_lightning.callbacks.sharded import from_shard, shard_of
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def note_state(
         "metrics": {name: _lightning.metric_state(metric) for name, metric in metrics.items()},
         "shown": _lightning.logged_values(trainer),
     }
-    mine = apply_to_collection(mine, Tensor, lambda tensor: tensor.detach().cpu())
+    mine = apply_to_collection(mine, Tensor, shard_of)
     every: list[dict[str, Any] | None] = [None] * trainer.world_size
     if trainer.world_size > 1 and trainer.state.status != TrainerStatus.INTERRUPTED:
         torch.distributed.all_gather_object(every, mine)
@@ -143,7 +144,7 @@ def restore_state(trainer: Trainer, pl_module: LightningModule, noted: Mapping[s
     trainer.accumulate_grad_batches = noted["accumulate_grad_batches"]
     parameters = dict(pl_module.named_parameters())
     for name, gradient in noted["gradients"].items():
-        parameters[name].grad = gradient
+        parameters[name].grad = from_shard(gradient, parameters[name])
     for name, saved in noted["metrics"].items():
         _lightning.restore_metric(pl_module.get_submodule(name), saved)  # type: ignore[arg-type]
     _lightning.restore_running_averages(trainer, pl_module, noted["results"])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from torch import Tensor
 
@@ -165,12 +166,12 @@ class Session:
     def _refuse(self, question: str) -> None:
         """Say that the model was not taught this, and what it was taught instead; a pipe gets an empty line."""
         nearest = self.trained.nearest(question)
-        lines = [refusal(question + nearest[0]), *(f"  {near}" for near in nearest)]
+        refused = refusal(question + nearest[0])
         if self.is_terminal:
-            self.print(*lines)
+            self.print(refused, *(Padding.indent(near, 2) for near in nearest))
         else:
             self.end_line()
-            say("\n".join(lines))
+            say("\n  ".join([refused, *nearest]))
 
     def _list(self, words: str) -> None:
         wanted = list(map(fold, words.split()))

@@ -32,7 +32,7 @@ from tinygpt_lightning.commands.parser import lightning_errors, setting_up
 from tinygpt_lightning.commands.progress import StageProgress
 from tinygpt_lightning.commands.recipe import with_recipe
 from tinygpt_lightning.commands.resume import OpenRun, RunFiles, open_run, resume_command
-from tinygpt_lightning.commands.runs import BEST, keep_best
+from tinygpt_lightning.commands.runs import BEST, judge, keep_best
 from tinygpt_lightning.commands.settings import Settings, as_list
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
@@ -41,12 +41,13 @@ from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
-from tinygpt_lightning.trained import LAST, load
+from tinygpt_lightning.trained import LAST, TrainedGPT, load
 
 # Ctrl-C, and the signals with which a shell, a system or a cluster announces the end.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 MAX_SHOWN = 20  # pairs
+SHARED_FROM = 50_000_000  # parameters times symbols of a step: so many are done sooner by two threads than by one
 
 
 @lightning_errors()
@@ -66,6 +67,8 @@ def fit(args: Sequence[str]) -> None:
         _check_optimizer(objects)
         _check_averaging(objects)
         opened.check_pairs(objects.data)
+        if settings.config.threads is None:
+            _share_among_threads(objects)
         if objects.data.rehearse and opened.checkpoint is None:
             _begin_with(objects.data.rehearse, objects.model.model)
         _warn_of_lines(objects.data)
@@ -88,6 +91,14 @@ def fit(args: Sequence[str]) -> None:
             sys.exit(128 + stop.received)
 
 
+def _share_among_threads(objects: Namespace) -> None:
+    """Take a single thread for steps so small that a second one would mostly wait."""
+    taught = objects.data.taught
+    symbols = min(objects.data.batch_size, len(taught.pairs)) * taught.max_length
+    if symbols * sum(parameter.numel() for parameter in objects.model.model.parameters()) < SHARED_FROM:
+        torch.set_num_threads(1)
+
+
 def _begin_with(checkpoint: str, model: TinyGPT) -> None:
     try:
         grow_from(model, load(checkpoint).model)
@@ -104,7 +115,7 @@ def _environment() -> list[SLURMEnvironment]:
 def _warn_of_lines(data: QADataModule) -> None:
     alike = [" and ".join(map(str, lines)) for lines in data.alike]
     for lines, reason in (
-        (data.repeated, "these lines repeat an earlier pair, which counts once"),
+        (data.file.repeated, "these lines repeat an earlier pair, which counts once"),
         (data.replaced, "these lines have a new answer, which replaces the one that was taught"),
         (alike, "these lines differ in case, diacritics, punctuation or spaces alone, and are not varied"),
     ):
@@ -171,7 +182,7 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
         return
     (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
     if staged.is_finished:
-        wrong = _print_result(keep_best(run, len(config.stages)), run.path)
+        wrong = _print_result(run.path, *keep_best(run, len(config.stages)))
         if config.auto and wrong:
             _fail_for(wrong)
         return
@@ -179,7 +190,7 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     if not run.last.exists():
         raise UsageError(f"{reason} before the first epoch was done; nothing is kept")
     if not stop.interrupted:
-        _print_result(run.last, run.path)
+        _print_result(run.path, *judge(run.last))
     at_most = "at most " if any(stage.until for stage in config.stages) else ""
     last = staged.position.last_epoch(staged.stages, trainer.current_epoch)
     progress = f"after epoch {trainer.current_epoch}" + (f" of {at_most}{last}" if last != -1 else "")
@@ -217,15 +228,13 @@ def _fail_for(wrong: Sequence[QAPair]) -> NoReturn:
     fail(f"not exact yet: {len(wrong)} pairs; a larger model.config.n_embd or more epochs may do{shown}{more}", 1)
 
 
-def _print_result(checkpoint: Path, run: Path) -> list[QAPair]:
-    """Print what the model that is read back from its checkpoint gives back, and where to look further.
+def _print_result(run: Path, checkpoint: Path, trained: TrainedGPT, exact: Sequence[bool]) -> list[QAPair]:
+    """Print what the model that was read back from its checkpoint gives back, and where to look further.
 
     Returns:
         The pairs that are not exact.
     """
-    trained = load(checkpoint)
     taught = trained.taught
-    exact = trained.knows(taught.pairs)
     if checkpoint.name == BEST:
         say(f"the last stage ended worse than an earlier one; {checkpoint} is the best one, which predict and chat use")
     if len(taught.pairs) == 1:

@@ -14,7 +14,7 @@ from tinygpt_lightning.commands.evaluation import check_texts, evaluation_traine
 from tinygpt_lightning.commands.parser import lightning_errors
 from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.commands.settings import Settings
-from tinygpt_lightning.data.data_module import Asked
+from tinygpt_lightning.data.asked import Asked
 from tinygpt_lightning.gpt.tokenizer import normalize
 from tinygpt_lightning.trained import TrainedGPT
 

@@ -14,7 +14,7 @@ from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.trained import load
 
-NEARLY = 0.9  # share of exact pairs at which the learning rate begins to fall: at its height the rest comes and goes
+NEARLY = 0.02  # share of wrong next characters at which the learning rate begins to fall: at its height they oscillate
 LOW = 0.1  # of the learning rate, until the last pairs are exact
 
 
@@ -25,20 +25,20 @@ def with_recipe(settings: Settings) -> Settings:
         PairsError: If the file of pairs is refused.
         OSError: If it cannot be read.
     """
-    given = {name: value for name, value in settings.config.data.items() if name != "n_positions"}
+    given = {name: value for name, value in settings.config.data.items() if name not in ("n_positions", "noise")}
     data = QADataModule(**given)
     if data.rehearse is None:
-        recipe = recipe_for(data.taught.pairs, data.noise)
+        recipe = recipe_for(data.taught.pairs)
     else:
         trained = load(data.rehearse)
-        recipe = recipe_for(data.taught.pairs, data.noise, trained.taught.template.pattern)
+        recipe = recipe_for(data.taught.pairs, trained.taught.template.pattern)
         recipe = recipe.beginning_with(trained.model.config)
     exact = {"monitor": "val/exact_match", "mode": "max"}
     kept = {"reset_optimizer": False}
     falling = {"start_factor": 1.0, "end_factor": LOW, "total_iters": recipe.settle}
     low = {"factor": LOW, "total_iters": recipe.epochs}
     stages: list[dict[str, Any]] = [
-        {"epochs": recipe.epochs, "until": {**exact, "stopping_threshold": NEARLY}},
+        {"epochs": recipe.epochs, "until": {"monitor": "val/next_char_error_rate", "stopping_threshold": NEARLY}},
         {"epochs": recipe.settle, **kept, "lr_scheduler": {"class_path": "LinearLR", "init_args": falling}},
         {
             "epochs": recipe.epochs,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,7 +16,7 @@ from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.table import PROGRAM
 from tinygpt_lightning.gpt.checkpoint import CheckpointError, local_path, read_state
 from tinygpt_lightning.gpt.files import link_whole
-from tinygpt_lightning.trained import LAST, load
+from tinygpt_lightning.trained import LAST, TrainedGPT, load
 
 RUNS = "checkpoints"  # the default folder of all runs
 BEST = "best.ckpt"  # of a run that ended worse than an earlier stage
@@ -99,7 +99,21 @@ class Run:
             return False
 
 
-def keep_best(run: Run, stages: int) -> Path:
+class Judged(NamedTuple):
+    """A checkpoint, read back, and which of its pairs are exact."""
+
+    checkpoint: Path
+    trained: TrainedGPT
+    exact: list[bool]
+
+
+def judge(checkpoint: Path) -> Judged:
+    """Read a checkpoint, and find out which of its pairs are exact."""
+    trained = load(checkpoint)
+    return Judged(checkpoint, trained, trained.knows(trained.taught.pairs))
+
+
+def keep_best(run: Run, stages: int) -> Judged:
     """Compare the stages of a run that has ended, so that a good model is not lost behind a worse one.
 
     Args:
@@ -109,20 +123,17 @@ def keep_best(run: Run, stages: int) -> Path:
     Returns:
         The last stage's checkpoint; or, if an earlier one has more exact pairs, `Run.best`, which is that one.
     """
-    checkpoints = [run.stage(number) for number in range(stages, 0, -1) if run.stage(number).exists()]
-    best, most = checkpoints[0], -1
-    for checkpoint in checkpoints:
-        trained = load(checkpoint)
-        exact = sum(trained.knows(trained.taught.pairs))
-        if exact > most:
-            best, most = checkpoint, exact
-        if most == len(trained.taught.pairs):
+    files = [run.stage(number) for number in range(stages, 0, -1) if run.stage(number).exists()]
+    last = best = judge(files[0])
+    for file in files[1:]:
+        if all(best.exact):
             break
+        best = max(best, judge(file), key=lambda judged: sum(judged.exact))
     run.best.unlink(missing_ok=True)
-    if best == checkpoints[0]:
-        return best
-    link_whole(best, run.best)
-    return run.best
+    if best is last:
+        return last
+    link_whole(best.checkpoint, run.best)
+    return best._replace(checkpoint=run.best)
 
 
 def list_runs(folder: Path) -> list[Run]:

@@ -153,8 +153,8 @@ class Settings(LightningCLI):
             "--threads",
             type=PositiveInt | None,
             default=None,
-            help="CPU threads; null means one for each core. Small models gain nothing from a second one, and a "
-            "result's last bits depend on it.",
+            help="CPU threads; null means one for each core, or a single one for a fit whose steps are too small to "
+            "share. A result's last bits depend on it.",
         )
         parser.add_class_arguments(GenerationConfig, "generation", help="How predict continues a prompt.")
         parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH.get(self.command, CKPT_PATH["validate"]))
@@ -172,6 +172,10 @@ class Settings(LightningCLI):
         """Parse the arguments."""
         # Lightning's own method warns of arguments that are passed to it, as here.
         self.config = parser.parse_args(args)
+        strategy = self.config.trainer.strategy
+        if "save_distributed_checkpoint" in getattr(strategy, "init_args", ()):
+            # Ordinary files, which any number of processes, and all other commands, can read.
+            strategy.init_args.save_distributed_checkpoint = False
         for name in PATHS:
             if isinstance(path := self.config.get(name), str):
                 self.config[name] = os.path.expanduser(path)  # noqa: PTH111  # keeps "last" and "file://…" as they are
@@ -198,7 +202,7 @@ class Settings(LightningCLI):
             torch.set_num_threads(config.threads)
         with setting_up():
             try:
-                objects: Namespace = self.parser.instantiate_classes(config)
+                objects: Namespace = self.parser.instantiate(config)
             except (ValueError, MisconfigurationException) as error:
                 reason = error.__cause__ or error  # the parser wraps an error of a link in its own
                 raise (reason if isinstance(reason, OSError) else UsageError(str(reason))) from error

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.sharded import unsharded
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.attention_picture import tile_heads
 from tinygpt_lightning.commands.terminal import visible
@@ -26,6 +27,7 @@ from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.module import TinyGPTModule
 from tinygpt_lightning.page.parts import parts, taken_out
 
+ATTENTION = "what the heads attend to"  # behind the losses in the alphabet
 MAX_TEXTS = 3  # pairs whose texts are shown
 MAX_SYMBOLS = 96  # symbols in the attention picture; earlier ones cannot attend to later ones, so that none is missing
 MAX_NEEDS = 64  # pairs that show which parts the model needs
@@ -92,8 +94,10 @@ class TensorBoardReport(Callback):
             writer.file_writer.add_event(start, step=trainer.global_step)  # type: ignore[attr-defined]
             tags = [_loss_tag(index) for index in range(len(self.staged.stages))]
             writer.add_custom_scalars_multilinechart(tags, "stages", "log10 of train/loss, stage by stage")
-            if trainer.global_step == 0 and isinstance(pl_module, TinyGPTModule):
-                _project(writer, pl_module, "before training")
+        if trainer.global_step == 0:
+            with unsharded(pl_module):
+                if writer and isinstance(pl_module, TinyGPTModule):
+                    _project(writer, pl_module, "before training")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -109,10 +113,15 @@ class TensorBoardReport(Callback):
         done = trainer.current_epoch + 1
         is_due = done == 1 or done % self.text_every_n_epochs == 0
         if is_due and _error_rate(trainer) != self.shown_at:
-            self._show_texts(trainer, pl_module)
+            with unsharded(pl_module):
+                self._show_texts(trainer, pl_module)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Show texts, attention and characters; at the last stage's end also settings and what the model needs."""
+        with unsharded(pl_module):
+            self._show_stage(trainer, pl_module, index)
+
+    def _show_stage(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         writer = _writer(trainer)
         if writer is None or not isinstance(pl_module, TinyGPTModule):
             return
@@ -128,8 +137,9 @@ class TensorBoardReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show settings and what the model needs if training ended early; a run that was interrupted has not ended."""
-        if _writer(trainer) and trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
-            self._conclude(trainer, pl_module)
+        if trainer.current_epoch != trainer.max_epochs and not self.stop.interrupted:
+            with unsharded(pl_module):
+                self._conclude(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What was shown last, so that a resumed run shows the same texts and pictures."""
@@ -163,7 +173,7 @@ class TensorBoardReport(Callback):
             taught = pl_module.taught
             text = taught.text(taught.pairs[0])[: min(MAX_SYMBOLS, pl_module.model.config.n_positions)]
             weights = pl_module.model.attention_weights(pl_module.encode(text))[0]  # (H, T, T)
-            image = Summary.Value(tag="attention of the heads", image=_png(tile_heads(weights, text)))
+            image = Summary.Value(tag=ATTENTION, image=_png(tile_heads(weights, text)))
             # Not by `add_image`, whose wide numbers took more memory than all the rest of a fit.
             writer.file_writer.add_summary(Summary(value=[image]), trainer.global_step - 1)  # type: ignore[attr-defined]
 
@@ -231,7 +241,10 @@ def _error_rate(trainer: Trainer) -> float:
 
 
 def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, bool | str | float]:
-    """The settings that TensorBoard compares between runs: the ones that matter most first, then all that were set."""
+    """The settings that TensorBoard compares between runs: the ones that matter most, then all that were set.
+
+    TensorBoard sorts them by name, hence ``yaml.`` before all others.
+    """
     stages = " + ".join(
         ("≤ " if stage.get("until") else "")
         + (f"{stage['steps']} steps" if stage.get("steps") else str(stage["epochs"]))
@@ -245,7 +258,7 @@ def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, b
         "pairs": len(module.taught.pairs),
         "stages": stages,
     }
-    every = {**first, **_flat({name: value for name, value in settings.items() if name != "stages"})}
+    every = {**first, **_flat({name: value for name, value in settings.items() if name != "stages"}, "yaml.")}
     return {
         name: value if isinstance(value, bool | str | int | float) else str(value)
         for name, value in every.items()

@@ -33,7 +33,7 @@ def validate(args: Sequence[str]) -> None:
         taught = objects.data.taught
     except ValueError as error:
         raise UsageError(str(error)) from None
-    check_texts(map(taught.text, taught.pairs), module.tokenizer.encode, objects.data.path, objects.data.lines)
+    check_texts(map(taught.text, taught.pairs), module.tokenizer.encode, objects.data.path, objects.data.file.lines)
     results = PairResults()
     (metrics,) = evaluation_trainer(settings, objects, results).validate(module, objects.data, verbose=False) or [{}]
     wrong = [taught.pairs[row] for row, is_exact in sorted(results.exact.items()) if not is_exact]

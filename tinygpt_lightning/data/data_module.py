@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from tinygpt_lightning.data.asked import Asked
 from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
 from tinygpt_lightning.data.likeness import threshold
-from tinygpt_lightning.data.noise import Noise, characters, owners
-from tinygpt_lightning.data.pair_files import Mistake, PairsError, read_pairs, read_questions
+from tinygpt_lightning.data.noise import Noise, owners
+from tinygpt_lightning.data.pair_files import Mistake, PairFile, PairsError, read_pairs
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.description import read_description
@@ -47,8 +49,9 @@ class QADataModule(LightningDataModule):
         questions: Questions to ask in ``predict``, in the model's template.
         prompts: Texts to continue in ``predict``, as they are. Without prompts, questions and a file, ``predict``
             asks the questions that the model was taught.
-        noise: Variations of each question that join it in each epoch, as people type it: in another case, without
-            diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions alone.
+        noise: Variations of each question that join it in an epoch, on average, as people type it: in another case,
+            without diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions
+            alone. With noise the trained model also reads a question as the taught one that it is most like.
         rehearse: A checkpoint to begin with: its pairs are taught again beside those of ``path``. A question of both
             gets the new answer.
         n_positions: Number of positions of the model; None means enough.
@@ -68,7 +71,7 @@ class QADataModule(LightningDataModule):
         batch_size: int = 64,
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
-        noise: int = 0,
+        noise: float = 0,
         rehearse: str | None = None,
         n_positions: int | None = None,
     ) -> None:
@@ -95,18 +98,15 @@ class QADataModule(LightningDataModule):
         self.rehearse = rehearse
         self.n_positions = n_positions
         self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
-        self.lines: list[int] = []  # where each pair begins in the file
-        self.repeated: list[int] = []  # lines of the file that repeat an earlier pair
-        self.replaced: list[int] = []  # lines of the file with a new answer to a question of the checkpoint
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: int = 0) -> QADataModule:
+    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: float = 0) -> QADataModule:
         """Serve pairs from Python, in batches of the size that suits them.
 
         Args:
             pairs: Questions and their answers.
             template: The form of the texts; None means one that suits them.
-            noise: Variations of each question in each epoch.
+            noise: Variations of each question in an epoch.
 
         Raises:
             ValueError: If there is no pair, or a text is empty.
@@ -122,43 +122,51 @@ class QADataModule(LightningDataModule):
             batch_size=recipe.batch_size,
             noise=noise,
         )
-        data.taught = data._calibrated(data._taught_of(listed))
+        data.file = PairFile(Path(), listed)
         return data
 
     @cached_property
+    def file(self) -> PairFile:
+        """The pairs that the settings name, with their lines in a file; it is read when they are first asked for.
+
+        Raises:
+            PairsError: If it is no file of pairs.
+            OSError: If it cannot be read.
+        """
+        if self.path is None:
+            return PairFile(Path(), [self.pair])
+        if self.path.endswith(".ckpt"):
+            return PairFile(Path(self.path), list(_described(self.path)[2].pairs))
+        return read_pairs(self.path)
+
+    @cached_property
     def taught(self) -> Taught:
-        """The texts to learn; a file is read when they are first asked for.
+        """The texts to learn.
 
         Raises:
             PairsError: If the file is no file of pairs, or has a text with more characters than ``n_positions``.
             OSError: If the file cannot be read.
-            ValueError: If the single pair's text has more characters than ``n_positions``.
+            ValueError: If a text that comes from no file has more characters than ``n_positions``.
         """
-        if self.path is None:
-            taught = self._taught_of([self.pair])
-            for needed in self._too_long(taught).values():
-                raise ValueError(
-                    f"model.config.n_positions: expected {needed} or more for a text of {taught.max_length} symbols, "
-                    f"got {self.n_positions}"
-                )
-            return self._calibrated(taught)
-        if self.path.endswith(".ckpt"):
-            return self._calibrated(self._taught_of(_described(self.path)[2].pairs))
-        file = read_pairs(self.path)
-        mistakes = list(file.mistakes)
-        if file.pairs:
-            taught = self._taught_of(file.pairs)
-            for i, needed in self._too_long(taught).items():
-                reason = f"the text needs {needed} positions; increase model.config.n_positions, {self.n_positions}"
-                mistakes.append(Mistake(file.lines[i], reason))
+        file, mistakes = self.file, list(self.file.mistakes)
+        too_long = {i: self._positions(pair) for i, pair in enumerate(file.pairs) if not self._fits(pair)}
+        if too_long and not file.lines:
+            needed = max(too_long.values())
+            raise ValueError(
+                f"model.config.n_positions: expected {needed} or more for a text of {needed + 1} symbols, "
+                f"got {self.n_positions}"
+            )
+        for i, needed in too_long.items():
+            reason = f"the text needs {needed} positions; increase model.config.n_positions, {self.n_positions}"
+            mistakes.append(Mistake(file.lines[i], reason))
         if mistakes:
-            raise PairsError(self.path, mistakes)
-        self.lines, self.repeated = file.lines, file.repeated
-        if self.rehearse is not None:
-            before = dict(_described(self.rehearse)[2].pairs)
-            self.replaced = [line for line, (q, a) in zip(file.lines, file.pairs, strict=True) if before.get(q, a) != a]
-            taught = self._taught_of([QAPair(*pair) for pair in {**before, **dict(file.pairs)}.items()])
-        return self._calibrated(taught)
+            raise PairsError(file.path, mistakes)
+        pairs = {**self._rehearsed, **dict(file.pairs)}.items() if self.rehearse else file.pairs
+        taught = Taught.of(
+            [QAPair(*pair) for pair in pairs], self.template, end_symbol=self.end_symbol, prompt_to=self.prompt_to
+        )
+        known_from = threshold([pair.question for pair in taught.pairs]) if self.noise else None
+        return dataclasses.replace(taught, known_from=known_from)
 
     @cached_property
     def tokenizer(self) -> CharTokenizer:
@@ -167,15 +175,20 @@ class QADataModule(LightningDataModule):
         Raises:
             VocabularyError: If a text is no valid Unicode.
         """
-        questions = [pair.question for pair in self.taught.pairs] if self.noise else []
-        needed = self.taught.tokenizer(end_symbol=self.end_symbol, more=characters(questions))
+        needed = self.taught.tokenizer(end_symbol=self.end_symbol)
         return needed if self.rehearse is None else more_symbols(_described(self.rehearse)[1], needed)
 
     @property
     def alike(self) -> list[list[int]]:
         """Lines whose questions differ in case, diacritics, punctuation or spaces alone; none without noise."""
-        by_fold = owners(pair.question for pair in self.taught.pairs) if self.noise and not self.rehearse else {}
-        return [[self.lines[row] for row in rows] for rows in by_fold.values() if len(rows) > 1 and self.lines]
+        by_fold = owners(pair.question for pair in self.file.pairs) if self.noise and self.file.lines else {}
+        return [[self.file.lines[row] for row in rows] for rows in by_fold.values() if len(rows) > 1]
+
+    @property
+    def replaced(self) -> list[int]:
+        """Lines of the file with a new answer to a question that is rehearsed."""
+        before = self._rehearsed
+        return [line for line, (q, a) in zip(self.file.lines, self.file.pairs, strict=False) if before.get(q, a) != a]
 
     @cached_property
     def asked(self) -> Asked:
@@ -187,17 +200,13 @@ class QADataModule(LightningDataModule):
         """
         if self.prompts is not None:
             return Asked(self.prompts)
-        lines = None
-        if self.questions is not None:
-            questions = self.questions
-        elif self.path is not None:
-            lines, questions = map(list, zip(*read_questions(self.path), strict=True))
-        elif self.taught.prompt_to == "question":
+        questions = self.questions or self.path
+        if questions is None and self.taught.prompt_to == "question":
             return Asked(self.taught.prompts)
-        else:
-            questions = [pair.question for pair in self.taught.pairs]
-        asked = [self.as_taught(question) for question in questions]
-        return Asked([self.template.prompt(question) for question in asked], questions, lines)
+        return Asked.of(
+            questions or [pair.question for pair in self.taught.pairs],
+            lambda question: self.template.prompt(self.as_taught(question)),
+        )
 
     def adopt(self, trained: TrainedGPT, *, pairs: bool) -> None:
         """Take template, prompts, end symbol and number of positions from a trained model instead of the settings.
@@ -233,21 +242,17 @@ class QADataModule(LightningDataModule):
         batches = [prompts[i : i + self.batch_size] for i in range(0, len(prompts), self.batch_size)]
         return _loader(batches, collate_fn=_as_it_is)
 
-    def _taught_of(self, pairs: Sequence[QAPair]) -> Taught:
-        return Taught.of(pairs, self.template, end_symbol=self.end_symbol, prompt_to=self.prompt_to)
+    @cached_property
+    def _rehearsed(self) -> dict[str, str]:
+        return {} if self.rehearse is None else dict(_described(self.rehearse)[2].pairs)
 
-    def _calibrated(self, taught: Taught) -> Taught:
-        """Add the threshold to pairs whose questions are taught in variations."""
-        if not self.noise:
-            return taught
-        return dataclasses.replace(taught, known_from=threshold([pair.question for pair in taught.pairs]))
+    def _positions(self, pair: QAPair) -> int:
+        """Positions that the text of ``pair`` needs: the last symbol is written and not read."""
+        form = Taught(template=self.template, prompt_to=self.prompt_to)
+        return form.length(pair) - (not self.end_symbol)
 
-    def _too_long(self, taught: Taught) -> dict[int, int]:
-        """Indices of the texts that are too long for the model, and the positions that each needs."""
-        # The last symbol is written and not read, so it needs no position.
-        unread = 0 if self.end_symbol else 1
-        needed = [taught.length(pair) - unread for pair in taught.pairs]
-        return {i: n for i, n in enumerate(needed) if self.n_positions is not None and n > self.n_positions}
+    def _fits(self, pair: QAPair) -> bool:
+        return self.n_positions is None or self._positions(pair) <= self.n_positions
 
     def _loader(self, *, shuffle: bool) -> DataLoader[Batch]:
         pairs = self.taught.pairs
@@ -255,44 +260,19 @@ class QADataModule(LightningDataModule):
         lengths = [self.taught.length(pair) for pair in pairs]
         overfits = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
         sampler = LengthSampler(lengths, self.batch_size, shuffle and not overfits, world_size, rank)
+        numbered = NumberedPairs(pairs)
         if overfits:  # Lightning replaces any sampler but a sequential one
-            numbered = NumberedPairs(pairs)
             return _loader([numbered[rows] for rows in sampler], collate_fn=self._collate)
-        vary = self._variations(sampler) if shuffle and self.noise else None
-        return _loader(NumberedPairs(pairs, vary), sampler=sampler, collate_fn=self._collate)
-
-    def _variations(self, sampler: LengthSampler) -> Callable[[int], Iterator[QAPair]]:
-        """What makes the variations of a pair in the epoch of ``sampler``: they depend on the run's seed alone."""
-        pairs = self.taught.pairs
-        noise = Noise([pair.question for pair in pairs], sampler.seed)
-
-        def variations(row: int) -> Iterator[QAPair]:
-            for i in range(self.noise):
-                question, answer = pairs[row]
-                varied = QAPair(noise(row, question, sampler.epoch * self.noise + i), answer)
-                yield pairs[row] if self._too_long(self._taught_of([varied])) else varied
-
-        return variations
+        if shuffle and self.noise:
+            noise = Noise(pairs, self.noise, sampler.seed)
+            numbered.vary = lambda row: filter(self._fits, noise(row, sampler.epoch))
+        return _loader(numbered, sampler=sampler, collate_fn=self._collate)
 
     @cached_property
     def _collate(self) -> Collate:
         module = self.trainer.lightning_module if self.trainer else None
         # A checkpoint may number the same symbols otherwise than they are numbered here.
         return Collate(getattr(module, "tokenizer", self.tokenizer), self.taught)
-
-
-class Asked(NamedTuple):
-    """The prompts of ``predict``.
-
-    Args:
-        prompts: The texts to continue.
-        questions: The question in each prompt; None if the prompts are raw text.
-        lines: Where each question begins in its file; None if they come from no file.
-    """
-
-    prompts: list[str]
-    questions: list[str] | None = None
-    lines: list[int] | None = None
 
 
 def _described(path: str) -> tuple[GPTConfig, CharTokenizer, Taught]:

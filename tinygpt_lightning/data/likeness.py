@@ -1,13 +1,16 @@
-"""How much two questions are alike, and from where on one is taken for the other."""
+"""Which taught question is meant by what people type, and from which likeness on it is taken for that one."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
+from itertools import pairwise
 
 from tinygpt_lightning.data.noise import fold, vary
+from tinygpt_lightning.gpt.tokenizer import normalize
 
+CANDIDATES = 12  # questions with the most pairs of characters in common are compared by their edits
 SAMPLE = 100  # so many questions and foreign ones are compared to find the threshold
 REFUSED = 0.02  # share of the variations of taught questions that the threshold may refuse
 # Questions that nobody was taught, for the threshold: what people ask a program first.
@@ -20,37 +23,99 @@ FOREIGN = (
 )  # fmt: skip
 
 
-def likeness(asked: str, taught: str) -> float:
-    """How much of two questions is the same, in the same order: from 0 to 1.
+def edits(one: str, other: str) -> int:
+    """Fewest characters to add, drop, replace or swap with their neighbour to get from one text to the other.
 
-    Case, diacritics, punctuation and spaces play no part. Different digits make a different question.
+    Source: Hyyrö 2003, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances".
 
-    Source: Ratcliff and Metzener 1988, as in `difflib`.
-
-    >>> likeness("du an nay la gi", "Dự án này là gì?")
-    1.0
-    >>> likeness("Room 12?", "Room 21?")
-    0.0
+    >>> edits("what is a nat", "waht is nat"), edits("", "a")
+    (3, 1)
     """
-    one, other = fold(asked), fold(taught)
-    if [c for c in one if c.isdigit()] != [c for c in other if c.isdigit()]:
+    places: dict[str, int] = defaultdict(int)
+    for i, character in enumerate(one):
+        places[character] |= 1 << i
+    every, last = (1 << len(one)) - 1, 1 << len(one) >> 1
+    more, fewer, diagonal, before, distance = every, 0, 0, 0, len(one)
+    if not one:
+        return len(other)
+    for character in other:
+        here = places.get(character, 0)
+        swapped = ((~diagonal & here) << 1) & before
+        diagonal = (((here & more) + more) ^ more) | here | fewer | swapped
+        higher, lower = fewer | ~(diagonal | more), diagonal & more
+        distance += bool(higher & last) - bool(lower & last)
+        higher, lower = higher << 1 | 1, lower << 1
+        more, fewer, before = (lower | ~(diagonal | higher)) & every, higher & diagonal & every, here
+    return distance
+
+
+class Questions:
+    """Taught questions, ready to be compared with what people type.
+
+    Two questions are alike by the share of characters that need no edit. Case, diacritics, punctuation and spaces play
+    no part, and a missing first or last word counts as one edit. Different digits make a different question.
+
+    Args:
+        questions: The questions.
+
+    >>> taught = Questions(["Dự án này là gì?", "Room 12?"])
+    >>> taught.meant("du an nay la gi"), taught.meant("Room 21?")[0]
+    ((1.0, 'Dự án này là gì?'), 0.0)
+    """
+
+    def __init__(self, questions: Sequence[str]) -> None:
+        self._questions = questions
+        self._forms = [_forms(question) for question in questions]
+        self._with: dict[tuple[str, str], list[int]] = defaultdict(list)  # questions by two neighbouring characters
+        for i, forms in enumerate(self._forms):
+            for part in _parts(forms[0]):
+                self._with[part].append(i)
+
+    def meant(self, asked: str) -> tuple[float, str]:
+        """How much ``asked`` is like the nearest question, halved if another one is as near; and that question."""
+        ranked = self._ranked(asked)
+        if not ranked:
+            return 0.0, asked
+        (likeness, _), question = ranked[0]
+        return likeness / 2 if len(ranked) > 1 and ranked[0][0] == ranked[1][0] else likeness, question
+
+    def nearest(self, asked: str, count: int = 3) -> list[str]:
+        """The questions that are most alike to ``asked``, the nearest one first."""
+        return [question for _, question in self._ranked(asked)[:count]]
+
+    def _ranked(self, asked: str) -> list[tuple[tuple[float, int], str]]:
+        """Candidates with their likeness and, of those that differ in form alone, the edits of the form; best first."""
+        folded, exact = fold(asked), normalize(asked).casefold()
+        shared = Counter(i for part in _parts(folded) for i in self._with.get(part, ()))
+        candidates = dict.fromkeys([i for i, _ in shared.most_common(CANDIDATES)] + [*range(len(self._questions))[:3]])
+        ranked = []
+        for i in candidates:
+            question, forms = self._questions[i], self._forms[i]
+            likeness = max(_likeness(folded, form, missing=word > 0) for word, form in enumerate(forms))
+            in_form = edits(exact, question.casefold()) if folded == forms[0] else 0
+            ranked.append(((likeness, -in_form), question))
+        return sorted(ranked, key=lambda entry: entry[0], reverse=True)
+
+
+def _likeness(asked: str, form: str, *, missing: bool) -> float:
+    if [c for c in asked if c.isdigit()] != [c for c in form if c.isdigit()]:
         return 0.0
-    return SequenceMatcher(None, one, other, autojunk=False).ratio()
+    return max(0.0, 1 - (edits(asked, form) + missing) / max(len(asked), len(form)))
 
 
-def nearest(asked: str, questions: Sequence[str], count: int = 3) -> list[str]:
-    """The questions that are most alike to ``asked``, the nearest one first."""
-    matcher = SequenceMatcher(None, autojunk=False)
-    matcher.set_seq2(fold(asked))  # what is compared with many others is prepared once
-    ranked: list[tuple[float, int]] = []
-    for i, question in enumerate(questions):
-        matcher.set_seq1(fold(question))
-        ranked.append((matcher.ratio(), -i))
-    return [questions[-i] for _, i in sorted(ranked, reverse=True)[:count]]
+def _forms(question: str) -> list[str]:
+    """The fold of a question, and those without its first and without its last word if it has four or more."""
+    words = question.split()
+    parts = [words, words[1:], words[:-1]] if len(words) > 3 else [words]
+    return [fold(" ".join(part)) for part in parts]
+
+
+def _parts(folded: str) -> set[tuple[str, str]]:
+    return set(pairwise(f" {folded} "))
 
 
 def threshold(questions: Sequence[str], seed: int = 0) -> float:
-    """From which likeness on a question is taken for a taught one.
+    """From which likeness on a question is taken for a taught one, 0.5 or more.
 
     It lies in the middle between the variations of taught questions and questions that nobody taught: those of
     `FOREIGN`, taught ones with their words shuffled, and such as begin like one and end like another. But it refuses
@@ -62,14 +127,13 @@ def threshold(questions: Sequence[str], seed: int = 0) -> float:
     """
     source = random.Random(seed)
     drawn = source.sample(questions, min(len(questions), SAMPLE))
-    alike = (likeness(vary(question, source), question) for question in drawn for _ in range(10))
-    variations = sorted(value for value in alike if value)  # without its last word a question may lack its number
-    lowest = variations[int(REFUSED * len(variations))]
-    foreign = sorted(
-        max(likeness(question, taught) for taught in nearest(question, drawn)) for question in _foreign(drawn, source)
-    )
+    taught = Questions(questions)
+    meant = [(question, *taught.meant(vary(question, source))) for question in drawn for _ in range(4)]
+    alone = sorted(likeness for question, likeness, near in meant if near == question and likeness > 0.5)
+    foreign = sorted(taught.meant(question)[0] for question in _foreign(drawn, source))
+    lowest = alone[int(REFUSED * len(alone))] if alone else 1.0
     highest = foreign[int((1 - REFUSED) * (len(foreign) - 1))]
-    return min(lowest, (lowest + highest) / 2)
+    return max(0.51, min(lowest, (lowest + highest) / 2))
 
 
 def _foreign(questions: Sequence[str], source: random.Random) -> Iterator[str]:

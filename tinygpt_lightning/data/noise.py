@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import re
-import string
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 MARKS = "?!.,"
@@ -16,7 +16,7 @@ ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard
 NEIGHBOURS = {
     letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2]) for row in ROWS for i, letter in enumerate(row)
 }
-SPARE = 8  # characters by which a variation may be longer than its question
+SPARE = 2  # characters by which a variation may be longer than its question
 
 
 def plain(text: str) -> str:
@@ -98,36 +98,37 @@ def vary(question: str, source: random.Random) -> str:
 
 
 class Noise:
-    """Variations of taught questions, none of which could be meant as another one.
+    """Variations of taught questions, of known characters, none of which could be meant as another question.
 
     Questions that differ in case, diacritics, punctuation or spaces alone are not varied: their exact form tells
     them apart.
 
     Args:
-        questions: The questions.
+        pairs: The questions and their answers.
+        amount: Variations of each question in an epoch, on average and at most.
         seed: The run's seed.
     """
 
-    def __init__(self, questions: Sequence[str], seed: int) -> None:
-        self.seed = seed
-        self._owners = owners(questions)
-        self._known = set(characters(questions))
+    def __init__(self, pairs: Sequence[QAPair], amount: float, seed: int) -> None:
+        self._pairs, self._amount, self._seed = pairs, amount, seed
+        self._owners = owners(pair.question for pair in pairs)
+        self._known = {character for pair in pairs for character in pair.question}
 
-    def __call__(self, row: int, question: str, epoch: int) -> str:
-        """The variation of a question in an epoch; the question itself if there is none.
+    def __call__(self, row: int, epoch: int) -> Iterator[QAPair]:
+        """The variations of a pair in an epoch; they depend on nothing but the run's seed.
 
         Args:
-            row: Index of the question.
-            question: The question.
+            row: Index of the pair.
             epoch: From 0.
         """
-        if len(self._owners[fold(question)]) > 1:
-            return question
-        source = random.Random(f"{self.seed} {epoch} {row}")
-        varied = vary(question, source)
-        is_other = self._owners.get(fold(varied), [row]) != [row]
-        fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
-        return varied if fits and not is_other else question
+        question, answer = self._pairs[row]
+        source = random.Random(f"{self._seed} {epoch} {row}")
+        for _ in range(int(self._amount + source.random())):
+            varied = vary(question, source)
+            is_alone = len(self._owners[fold(question)]) == 1 and self._owners.get(fold(varied), [row]) == [row]
+            fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
+            if is_alone and fits:
+                yield QAPair(varied, answer)
 
 
 def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:
@@ -136,14 +137,3 @@ def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:
     for i, question in enumerate(questions):
         by_fold[fold(question)].append(i)
     return dict(by_fold)
-
-
-def characters(questions: Iterable[str]) -> str:
-    """The characters that variations of the questions may hold; none if there are no questions."""
-    text = "".join(questions)
-    if not text:
-        return ""
-    every = {cased for form in (text, plain(text)) for cased in (form.lower() + form.upper())}
-    if every & set(string.ascii_letters):
-        every |= set(string.ascii_lowercase)  # a neighbour on the keyboard
-    return MARKS + " " + "".join(sorted(every))

@@ -13,9 +13,9 @@ from tinygpt_lightning.gpt.tokenizer import normalize
 
 HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
 NARROWEST, WIDEST = 64, 256  # channels
-FEWEST, MOST = 4, 32  # pairs a batch
-BUDGET = 8_000  # steps at a constant learning rate, at most
-SETTLE, SETTLE_NOISE = 100, 400  # steps in which the learning rate falls
+FEWEST, MOST = 4, 16  # pairs a batch
+EPOCHS, STEPS = 100, 8_000  # at a constant learning rate, at most; the steps are besides the epochs
+SETTLE = 100  # steps in which the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Recipe:
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
-        epochs: The most epochs at a constant learning rate: until nearly all pairs are exact, and again until all are.
+        epochs: The most epochs at a constant learning rate: until nearly all characters are right,
+            and again until all pairs are exact.
         settle: Epochs between the two, in which the learning rate falls.
     """
 
@@ -53,24 +54,22 @@ class Recipe:
             n_positions=max(self.n_positions, config.n_positions),
             n_embd=config.n_embd,
             n_head=config.n_head,
-            lr=self.lr / 2,
             settle=math.ceil(self.settle / 4),
         )
 
 
-def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = None) -> Recipe:
+def recipe_for(pairs: Sequence[QAPair], template: str | None = None) -> Recipe:
     r"""Work out the settings for pairs.
 
     The width grows with the square root of what is to be memorised, since a layer's weights grow with its square.
 
     Args:
         pairs: The pairs.
-        noise: Variations of each question in an epoch.
         template: The form of the texts; None means the one that suits them.
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:13}\n{answer}', 24, 64)
+    ('{question:7}\n{answer}', 12, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
@@ -80,7 +79,7 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = N
     assert longest is not None  # noqa: S101  # there are pairs
     memorised = sum(len(pair.answer) + 10 for pair in pairs)  # characters; a question is worth about ten
     n_embd = min(max(32 * math.ceil((48 + math.sqrt(memorised)) / 32), NARROWEST), WIDEST)
-    batch_size = min(max(len(pairs) // 10, FEWEST), MOST)
+    batch_size = min(max(len(pairs) // 20, FEWEST), MOST)
     steps = math.ceil(len(pairs) / batch_size)  # an epoch
     return Recipe(
         template=template,
@@ -89,6 +88,6 @@ def recipe_for(pairs: Sequence[QAPair], noise: int = 0, template: str | None = N
         n_head=n_embd // HEAD,
         batch_size=batch_size,
         lr=2e-3,
-        epochs=math.ceil(BUDGET / steps),
-        settle=math.ceil((SETTLE_NOISE if noise else SETTLE) / steps),
+        epochs=EPOCHS + math.ceil(STEPS / steps),
+        settle=math.ceil(SETTLE / steps),
     )

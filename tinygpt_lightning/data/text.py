@@ -138,12 +138,12 @@ class Taught:
         """The prompts of all pairs."""
         return [self.prompt(pair.question) for pair in self.pairs]
 
-    def tokenizer(self, *, end_symbol: bool = False, more: str = "") -> CharTokenizer:
-        """Make the vocabulary of all texts, and of the characters in ``more``.
+    def tokenizer(self, *, end_symbol: bool = False) -> CharTokenizer:
+        """Make the vocabulary of all texts.
 
         Raises:
             VocabularyError: If a text holds a lone surrogate.
         """
         return CharTokenizer.from_text(
-            more, *(part for pair in self.pairs for part in self.parts(pair)), end_symbol=end_symbol
+            *(part for pair in self.pairs for part in self.parts(pair)), end_symbol=end_symbol
         )

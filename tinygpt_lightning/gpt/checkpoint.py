@@ -23,6 +23,10 @@ class CheckpointError(ValueError):
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{os.fspath(path)}: {reason}")
+        self._reason = os.fspath(path), reason
+
+    def __reduce__(self) -> Any:  # from one process to another
+        return type(self), self._reason
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -10,12 +11,12 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # by some file systems
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_LEFTOVER = r"\.[0-9a-f]{8}\.tmp"
 
 
 class FolderLockedError(ValueError):
@@ -62,8 +63,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Fill a folder that takes the name ``path`` when the block succeeds, and that disappears when the block fails.
 
-    It replaces an earlier folder; the caller decides whether it may. At every instant ``path`` names a whole folder,
-    or none.
+    It replaces an earlier folder; the caller decides whether it may. At every instant ``path`` names the earlier folder
+    or the new one, whole; where the file system cannot exchange two names (outside Linux), for an instant none.
 
     Raises:
         OSError: If the folder cannot be written; the error names ``path``, and the earlier folder is untouched.
@@ -74,18 +75,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             _fsync_folder(temporary)
-            if replaced := path.exists():
-                path.rename(old)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if replaced:
-                    old.rename(path)
-                raise
+            if not _exchange(temporary, path):
+                if replaced := path.exists():
+                    path.rename(old)
+                try:
+                    temporary.rename(path)
+                except OSError:
+                    if replaced:
+                        old.rename(path)
+                    raise
         _fsync_folder(path.parent)
     finally:
         for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -114,11 +116,20 @@ def link_whole(source: Path, path: Path) -> None:
     _fsync_folder(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed writers in ``folder``; no other process may be writing there."""
+def remove_whole(path: Path) -> None:
+    """Delete a file or a folder at one instant; a folder that is killed meanwhile leaves no part under its name."""
+    temporary = _temporary(path)
+    with suppress(FileNotFoundError):
+        path.rename(temporary)
+    _remove(temporary)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed writers left in ``folder``, of one file ``name`` or of all; no other process may write it."""
+    leftover = re.compile(rf"\.{'.+' if name is None else re.escape(name)}" + _LEFTOVER)
     for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
-            path.unlink()
+        if leftover.fullmatch(path.name):
+            _remove(path)
 
 
 @contextmanager
@@ -153,6 +164,20 @@ def _lock(folder: Path, descriptor: int) -> None:
 def _temporary(path: Path) -> Path:
     # Beside the file, for a rename is atomic only within a file system.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at one instant; False where that cannot be done, or one of them does not exist."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Python has no function for it
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, bytes(first), here, bytes(second), exchange) == 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fsync_folder(folder: Path) -> None:

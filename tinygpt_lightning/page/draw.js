@@ -118,7 +118,7 @@ function drawRunners() {
 
 function drawPlanes() {
   const { pass, t, along } = state;
-  const view = { model, pass: { ...pass, x: pass.x.slice(0, positions()) }, t, along, bounds: state.bounds, stripes: state.stripes };
+  const view = { model, pass: { ...pass, x: pass.x.slice(0, positions()) }, t, along, bounds: state.bounds, areas: state.areas };
   Object.assign(view, { symbol: visible(model.symbols[pass.ids[t]]), words: [0, 1, 2].map((n) => say(`along_${n}`)) });
   drawPlane(find("plane-picture"), view);
   const points = path(model, pass, t).map((place) => `(${place.map(shown).join(", ")})`);
@@ -127,7 +127,7 @@ function drawPlanes() {
     const { z, winner } = drawLines(find("lines-picture"), view);
     find("lines-picture").setAttribute("aria-label", say("lines_label", { n: V, z: shown(z), c: named(winner) }));
   }
-  find("along-name").textContent = say(`along_${Math.round(along)}`);
+  find("along-name").textContent = say(inPlane(`along_${Math.round(along)}`));
 }
 
 function drawAttention() {

@@ -46,8 +46,10 @@ function compute() {
   }
   state.shown = Math.max(state.prompt.length, Math.min(state.shown, state.ids.length));
   state.t = Math.min(state.t, positions() - 1);
-  if (planar) state.bounds = bounds(model, state.pass);
-  if (planar && C === 2) state.stripes = stripes(model, state.bounds[0]);
+  if (planar) {
+    state.bounds = bounds(model, state.pass);
+    state.areas = C === 2 ? stripes(model, state.bounds[0]) : regions(model, state.bounds);
+  }
   draw();
 }
 
@@ -140,6 +142,9 @@ function change({ array, t, i }, value) {
 
 // ---- Controls -------------------------------------------------------------------------------------------------------
 
+/** The key of a text, or of what is said instead of a model of width 3, whose plane has regions and no stripes. */
+const inPlane = (key) => (C === 3 && `${key}_in_3` in WORDS.en ? `${key}_in_3` : key);
+
 function speak(chosen) {
   language = chosen;
   document.documentElement.lang = chosen;
@@ -147,7 +152,7 @@ function speak(chosen) {
   for (const node of all("[data-word]")) {
     const key = node.dataset.word;
     const n = { plane_text: C, mlp_text: data.config.n_inner }[key] ?? V;
-    node.textContent = say(C === 3 && `${key}_3` in WORDS.en ? `${key}_3` : key, { ...values, n });
+    node.textContent = say(inPlane(key), { ...values, n });
   }
   for (const node of all("[data-label]")) node.setAttribute("aria-label", say(node.dataset.label));
   for (const node of all("details[data-table^='w:'] summary")) node.textContent = say("table");

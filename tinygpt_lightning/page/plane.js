@@ -101,23 +101,22 @@ function drawPlane(canvas, view) {
     arrow(context, [x(point[0]), y(point[1])], between(points, Math.min(along, n + 1)).map((value, axis) => [x, y][axis](value)));
   });
   const [a, b] = between(points, along);
+  labels(context, view, points.map((point) => [x(point[0]), y(point[1])]), [x(a), y(b)], width, height);
   dot(context, x(a), y(b), 7, css("--accent"));
-  labels(context, view, points.map((point) => [x(point[0]), y(point[1])]), width, height);
 }
 
-/** Names of the stations beside the path of the chosen point, each where it hides no other. */
-function labels(context, { along, words, symbol }, points, width, height) {
+/** Names of the stations beside the path of the chosen point, each where it hides neither another one nor the point. */
+function labels(context, { along, words, symbol }, points, [pointX, pointY], width, height) {
   context.font = "13px system-ui, sans-serif";
   context.textBaseline = "middle";
-  const taken = [];
+  const taken = [[pointX - 8, pointX + 8, pointY]];
   points.slice(0, Math.floor(along) + 1).forEach(([px, py], n) => {
     if (n === 3) return; // on the line it is said by the stripe
     const text = n === 0 ? `${symbol}: ${words[0]}` : words[n];
     const half = context.measureText(text).width / 2;
     const middle = Math.max(half + 2, Math.min(width - half - 2, px));
-    let at = py - 16;
-    while (taken.some(([left, right, y]) => middle + half > left && middle - half < right && Math.abs(y - at) < 16)) at -= 16;
-    at = Math.max(32, Math.min(height - 10, at));
+    const isFree = (y) => y >= 32 && y <= height - 10 && !taken.some(([left, right, other]) => middle + half > left && middle - half < right && Math.abs(other - y) < 16);
+    const at = [-16, 16, -32, 32, -48, 48, -64, 64].map((shift) => py + shift).find(isFree) ?? Math.max(32, py - 80);
     taken.push([middle - half, middle + half, at]);
     context.fillStyle = css("--back");
     context.globalAlpha = 0.8;
@@ -128,7 +127,7 @@ function labels(context, { along, words, symbol }, points, width, height) {
   });
 }
 
-function drawStripes(context, { model, stripes: runs }, x, height, winner) {
+function drawStripes(context, { model, areas: runs }, x, height, winner) {
   runs.forEach(({ id, from, to }, n) => {
     const [left, right] = [x(from), x(to)];
     context.fillStyle = id === winner ? css("--winner") : css(n % 2 ? "--none" : "--back");
@@ -139,29 +138,35 @@ function drawStripes(context, { model, stripes: runs }, x, height, winner) {
   });
 }
 
-function drawRegions(context, { model, bounds: [[left, right], [bottom, top]] }, width, height, winner) {
-  const step = 5;
+/** Which character wins in each cell of a grid over the plane, by rows from the top. */
+function regions(model, [[left, right], [bottom, top]], n = 104) {
+  const at = (low, high, i) => low + ((high - low) * i) / n;
+  const winner = (a, b) => highest(scoresAt(model, normalised([a, b], 3)));
+  return Array.from({ length: n }, (_, row) => Array.from({ length: n }, (_, i) => winner(at(left, right, i), at(top, bottom, row))));
+}
+
+function drawRegions(context, { model, areas }, width, height, winner) {
+  const size = [width / areas.length, height / areas.length];
+  const [chosen, ...others] = ["--winner", "--back", "--none", "--third"].map(css);
   const middles = new Map();
-  for (let py = 0; py < height; py += step) {
-    for (let px = 0; px < width; px += step) {
-      const place = [left + ((right - left) * px) / width, top - ((top - bottom) * py) / height];
-      const id = highest(scoresAt(model, normalised(place, 3)));
+  areas.forEach((row, j) =>
+    row.forEach((id, i) => {
       const sum = middles.get(id) || middles.set(id, [0, 0, 0]).get(id);
-      [sum[0], sum[1], sum[2]] = [sum[0] + px, sum[1] + py, sum[2] + 1];
-      context.fillStyle = id === winner ? css("--winner") : css((id * 7) % 3 ? ((id * 7) % 3 === 1 ? "--none" : "--back") : "--third");
-      context.fillRect(px, py, step, step);
-    }
-  }
+      [sum[0], sum[1], sum[2]] = [sum[0] + i, sum[1] + j, sum[2] + 1];
+      context.fillStyle = id === winner ? chosen : others[(id * 7) % 3];
+      context.fillRect(i * size[0], j * size[1], size[0] + 1, size[1] + 1);
+    }),
+  );
   context.font = "bold 14px system-ui, sans-serif";
-  for (const [id, [px, py, n]] of middles) {
+  for (const [id, [i, j, n]] of middles) {
     context.fillStyle = css(id === winner ? "--ink" : "--quiet");
-    if (n > 6) context.fillText(visible(model.symbols[id]), px / n, py / n);
+    if (n > 6) context.fillText(visible(model.symbols[id]), (i / n) * size[0], (j / n) * size[1]);
   }
 }
 
 /** Scores over z: one straight line for each character, the upper envelope thick; for width 2. */
 function drawLines(canvas, view) {
-  const { model, pass, t, bounds: [area], stripes: runs } = view;
+  const { model, pass, t, bounds: [area], areas: runs } = view;
   const [left, right] = area;
   const [first, last] = [left, right].map((z) => scoresAt(model, normalised([z], 2)));
   const score = (id, z) => first[id] + ((last[id] - first[id]) * (z - left)) / (right - left);

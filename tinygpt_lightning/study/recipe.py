@@ -236,7 +236,7 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     parser = _parser()
     parsed = parser.parse_object(json.loads(json.dumps(settings)))  # the parser changes its argument
     try:
-        run = parser.instantiate_classes(parsed)
+        run = parser.instantiate(parsed)
         data = QADataModule(**run.data, n_positions=run.model.config.n_positions)
         taught, vocabulary = data.taught, data.tokenizer
         config = dataclasses.replace(run.model.config, vocab_size=len(vocabulary))
