@@ -44,7 +44,7 @@ def test_both_engines_give_the_same_outcome(tmp_path):
         ):  # fmt: skip
             assert row.outcome[name] == other.outcome[name], name
         for name in ("loss", "first_loss_of_stage", "final_loss_dropout_off"):
-            assert row.outcome[name] == pytest.approx(other.outcome[name], rel=1e-4), name
+            assert row.outcome[name] == pytest.approx(other.outcome[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize(
