@@ -57,6 +57,7 @@ def quiet_trainer(**settings: Any) -> Trainer:
 def in_one_process() -> Iterator[None]:
     """For a distributed strategy on one device: forget the process group, and the variables for later processes."""
     before = dict(os.environ)
+    os.environ.pop("MASTER_PORT", None)  # of an earlier spawn: its port would still be in use at a later one
     yield
     os.environ.clear()
     os.environ.update(before)

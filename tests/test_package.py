@@ -26,6 +26,7 @@ PUBLIC = {
     "TinyGPTModule",
     "TrainedGPT",
     "Until",
+    "current_stage",
     "generate",
     "load",
     "read_checkpoint",

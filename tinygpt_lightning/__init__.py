@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
     from tinygpt_lightning.callbacks.snapshots import Snapshots
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
-    from tinygpt_lightning.callbacks.stages import Stage, Until
+    from tinygpt_lightning.callbacks.stages import Stage, Until, current_stage
     from tinygpt_lightning.data.data_module import QADataModule
     from tinygpt_lightning.data.text import QAPair
     from tinygpt_lightning.gpt.checkpoint import CheckpointError, read_checkpoint
@@ -37,6 +37,7 @@ __all__ = [
     "TinyGPTModule",
     "TrainedGPT",
     "Until",
+    "current_stage",
     "generate",
     "load",
     "read_checkpoint",
@@ -60,6 +61,7 @@ _MODULES = {
     "TinyGPTModule": "module",
     "TrainedGPT": "trained",
     "Until": "callbacks.stages",
+    "current_stage": "callbacks.stages",
     "generate": "gpt.generation",
     "load": "trained",
     "read_checkpoint": "gpt.checkpoint",

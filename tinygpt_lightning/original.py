@@ -80,6 +80,8 @@ class OriginalStages(StagedTraining):
     @override
     def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         module = _ours(pl_module)
+        if index == 0:
+            return
         file = self.folder / f"stage-{index}.ckpt"
         if not file.exists():  # the run was resumed from another run's checkpoint
             trainer.save_checkpoint(file, weights_only=False)

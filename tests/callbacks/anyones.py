@@ -22,7 +22,7 @@ from torch.optim import LBFGS, SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 from torchmetrics import MeanMetric
 
-from tinygpt_lightning import Stage, StagedTraining, Until
+from tinygpt_lightning import Stage, StagedTraining, Until, current_stage
 
 BATCHES = 5  # in an epoch
 
@@ -324,6 +324,79 @@ class NewHead(StagedTraining):
         pl_module.head = nn.Sequential(nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 1)).to(pl_module.device)
 
 
+class ByStage(Anyones):
+    """What a step computes depends on the stage, which the module asks the trainer for."""
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return super().training_step(batch * (1 + current_stage(self.trainer)))
+
+
+class Anneals(Anyones):
+    """Attributes set and drawn where training and epochs start; a metric and an option that start again there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+
+    def on_train_start(self) -> None:
+        self.order = torch.randperm(4)
+
+    def on_train_epoch_start(self) -> None:
+        self.scale = torch.rand(()) / (1 + self.current_epoch)
+        self.stage = current_stage(self.trainer)
+        self.mean.reset()
+        self.optimizers().param_groups[0]["weight_decay"] = 0.0
+        self.log("train/scale", self.scale)
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        loss = super().training_step(batch[:, self.order] * self.scale + self.stage)
+        self.mean.update(loss.detach())
+        self.log("train/mean", self.mean.compute())
+        self.optimizers().param_groups[0]["weight_decay"] += 0.1
+        return loss
+
+
+class CountsSteps(Callback):
+    """A count that each epoch begins anew, and a note that it does not save."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.count, self.noise = 0, random.random()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.count += 1
+        pl_module.log("count", self.count + self.noise)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count = state_dict["count"]
+
+
+class OwnBatches(OneCycle):
+    """Each stage has batches of its own size, and as many steps as they make."""
+
+    size = 2
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Drawn(), batch_size=self.size, shuffle=True)
+
+
+class LargerBatches(StagedTraining):
+    def on_stage_start(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        pl_module.size = 2 + index
+
+
+class Curriculum(Anyones):
+    """The loader depends on the epoch in which it is made."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader([sample + self.current_epoch for sample in torch.ones(10, 4)], batch_size=2, shuffle=True)
+
+
 def second_epoch(trainer: Trainer, pl_module: LightningModule) -> bool:
     return trainer.current_epoch % 2 == 1
 
@@ -384,6 +457,30 @@ SETUPS = {
     "steps, new layer": Setup(OnlyTrainable, [Stage(steps=7), Stage(steps=6)], staged=NewHead),
     "steps, frozen layer": Setup(
         OnlyTrainable, [Stage(steps=3), Stage(steps=7), Stage(steps=4, reset_optimizer=False)], staged=Freezes
+    ),
+    "frozen by name": Setup(
+        OnlyTrainable,
+        [Stage(1, freeze="body.*"), Stage(2, freeze=["head.bias", "bod?.bias"]), Stage(1, reset_optimizer=False)],
+    ),
+    "steps, frozen by name": Setup(
+        OnlyTrainable, [Stage(steps=7, freeze="head.*"), Stage(steps=4), Stage(1, freeze="body.*")]
+    ),
+    "best restored": Setup(
+        Normalized,
+        [
+            Stage(4, until=Until("val/loss", patience=2), restore_best=True),
+            Stage(3, until=Until("val/loss", patience=2), restore_best=True, reset_optimizer=False),
+        ],
+    ),
+    "steps, best restored, accumulated": Setup(
+        stages=[Stage(steps=30, until=Until("val/loss", patience=1), restore_best=True), Stage(steps=4)],
+        trainer={"val_check_interval": 3, "accumulate_grad_batches": 2},
+    ),
+    "current stage": Setup(ByStage, [Stage(steps=7), Stage(2), Stage(steps=3)]),
+    "epoch start": Setup(Anneals, [Stage(2), Stage(steps=7), Stage(1)], callbacks=lambda: [CountsSteps()]),
+    "loaders by stage": Setup(OwnBatches, [Stage(2), Stage(2, reload_dataloaders=True)], staged=LargerBatches),
+    "loaders every second epoch": Setup(
+        Curriculum, [Stage(3), Stage(2)], trainer={"reload_dataloaders_every_n_epochs": 2}
     ),
     "loaders made anew": Setup(Workers, trainer={"reload_dataloaders_every_n_epochs": 1}),
 }

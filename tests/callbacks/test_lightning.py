@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 import tinygpt_lightning
 from tinygpt_lightning.callbacks import _lightning
+from tinygpt_lightning.callbacks.trainers import then
 
 # Private names of the standard library (named tuples, argparse), which are documented or of long standing.
 ALLOWED = {"_asdict", "_replace", "_fields", "_action_groups"}
@@ -56,11 +57,14 @@ class UsesEachName(Callback):
 
 
 def test_each_private_name_exists(tmp_path: Path) -> None:
-    trainer, module, events = quiet_trainer(tmp_path, UsesEachName(), max_epochs=1), Anyones(), []
+    uses, module, events = UsesEachName(), Anyones(), []
+    trainer = quiet_trainer(tmp_path, uses, max_epochs=1)
     with (
-        _lightning.then(trainer.strategy, "load_checkpoint", lambda checkpoint: events.append(sorted(checkpoint)[0])),
-        _lightning.then(module, "on_train_epoch_end", lambda _: events.append("module")),
-        _lightning.then(trainer.fit_loop, "on_advance_end", lambda _: events.append("epoch")),
+        then(
+            trainer, uses, trainer.strategy, "load_checkpoint", lambda checkpoint: events.append(sorted(checkpoint)[0])
+        ),
+        then(trainer, uses, module, "on_train_epoch_end", lambda _: events.append("module")),
+        then(trainer, uses, trainer.fit_loop, "on_advance_end", lambda _: events.append("epoch")),
     ):
         trainer.fit(module)
         assert events == ["module", "epoch"]

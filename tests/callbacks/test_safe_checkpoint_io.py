@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from anyones import Anyones, quiet_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
@@ -82,3 +83,10 @@ def test_without_the_other_callbacks_the_first_checkpoint_is_refused(tmp_path: P
 def test_other_plugins_are_not_restricted(tmp_path: Path) -> None:
     quiet_trainer(tmp_path, StagedTraining([Stage(1)], tmp_path)).fit(Told(Path("a")))
     assert (tmp_path / "stage-1.ckpt").exists()
+
+
+def test_a_spawned_process_hands_its_weights_to_the_main_one(tmp_path: Path) -> None:
+    settings = {"strategy": "ddp_spawn", "devices": 2, "limit_val_batches": 0}
+    before, module = Anyones(), Anyones()
+    quiet_trainer(tmp_path, plugins=[SafeCheckpointIO()], max_epochs=1, **settings).fit(module)
+    assert not torch.equal(module.body.weight, before.body.weight)

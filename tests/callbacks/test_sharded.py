@@ -22,6 +22,7 @@ from two_processes import STAGES, Sharded, fit, local
 
 from tinygpt_lightning import ExactResume, Stage, StagedTraining
 from tinygpt_lightning.callbacks.sharded import SafeModelParallelStrategy
+from tinygpt_lightning.callbacks.stage_files import StageFiles
 from tinygpt_lightning.callbacks.stages import StageError
 
 WARNINGS = (
@@ -78,7 +79,7 @@ class Watches(Callback):
 
 def test_a_layer_that_is_frozen_after_a_validation_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where the stage's checkpoint is there already: to save one shards the parameters again.
-    monkeypatch.setattr(StagedTraining, "_save_stage", lambda *_: None)
+    monkeypatch.setattr(StageFiles, "save", lambda *_: None)
     watches = Watches()
     fit(tmp_path, watches, devices=1, stages=STAGES[:2], accumulate_grad_batches=1)
     moved = [not torch.equal(*pair) for pair in zip(watches.weights, watches.weights[1:], strict=False)]

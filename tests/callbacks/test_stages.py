@@ -106,6 +106,10 @@ def test_contradicting_settings_are_refused(settings: dict[str, object], named: 
         ([], "at least one stage"),
         (Stage(1), "a list of Stage"),
         ([Stage(1), 2], "a list of Stage"),
+        (
+            [Stage(steps=9), Stage(1, reload_dataloaders=True)],
+            r"stages\[1\].reload_dataloaders: expected epochs.*got steps: 9",
+        ),
         ([Stage(1), Stage(1, until=lambda _: True)], r"stages\[1\].until: .*trainer and pl_module"),
     ],
 )

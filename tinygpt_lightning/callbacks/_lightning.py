@@ -8,12 +8,11 @@ Written for Lightning 2.6.6.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningModule, Trainer
@@ -23,57 +22,16 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.optim import Optimizer
+from torch.utils.data._utils.fetch import _MapDatasetFetcher
 from torchmetrics import Metric
+
+from tinygpt_lightning.callbacks.trainers import replaced
 
 LOGGED = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")  # the values that were logged last
 REDUCTIONS: dict[str, Callable[..., Any]] = {
     "torch.mean": torch.mean, "torch.sum": torch.sum, "torch.max": torch.max, "torch.min": torch.min,
     "sum": sum, "max": max, "min": min,
 }  # fmt: skip
-
-
-def check_package(trainer: object, callback: object) -> None:
-    """Refuse the trainer of the package ``pytorch_lightning``, whose classes are not those of ``lightning.pytorch``.
-
-    Raises:
-        MisconfigurationException: The message names the callback and both packages.
-    """
-    if not isinstance(trainer, Trainer):
-        raise MisconfigurationException(
-            f"{type(callback).__name__}: expected a Trainer of lightning.pytorch, got one of "
-            f"{type(trainer).__module__}; write `import lightning.pytorch as pl`"
-        )
-
-
-@contextmanager
-def replaced(instance: object, name: str, value: object) -> Iterator[None]:
-    """Give an attribute of ``instance`` another value until the context ends."""
-    before = vars(instance).copy()
-    setattr(instance, name, value)
-    try:
-        yield
-    finally:
-        if name in before:
-            setattr(instance, name, before[name])
-        else:
-            delattr(instance, name)
-
-
-@contextmanager
-def then(instance: object, method: str, hook: Callable[[Any], None]) -> Iterator[None]:
-    """Call ``hook`` with the result after each call of a method of ``instance``, until the context ends.
-
-    For moments that Lightning has no hook for, behind a public method of one object.
-    """
-    call = getattr(instance, method)
-
-    def call_and_hook(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        hook(result)
-        return result
-
-    with replaced(instance, method, call_and_hook):
-        yield
 
 
 # Random number generators
@@ -123,6 +81,61 @@ def restart_persistent_workers(loaders: Sequence[Any]) -> None:
     for loader in loaders:
         if getattr(loader, "persistent_workers", False):
             _shutdown_workers_and_reset_iterator(loader)
+
+
+def reload_epochs(trainer: Trainer) -> list[float]:
+    """Return in which epochs the loaders of training and of validation were made."""
+    loop = trainer.fit_loop
+    return [loop._last_train_dl_reload_epoch, loop.epoch_loop.val_loop._last_val_dl_reload_epoch]
+
+
+def data_loops(trainer: Trainer) -> list[Any]:
+    """Return the loops that make loaders, those of training and of validation."""
+    return [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop]
+
+
+def current_epoch_is(trainer: Trainer, epoch: float) -> AbstractContextManager[None]:
+    """Let ``trainer.current_epoch`` be another one until the context ends."""
+    return replaced(trainer.fit_loop.epoch_progress.current, "completed", epoch)
+
+
+def reload_loaders(trainer: Trainer) -> None:
+    """Let module or data module make their loaders anew, between two epochs."""
+    loop: Any = trainer.fit_loop
+    validation = loop.epoch_loop.val_loop
+    loop._combined_loader = None
+    loop.setup_data()
+    for loader in train_loaders(trainer):
+        set_sampler_epoch(loader, loop.epoch_progress.current.processed)
+    if validation._combined_loader is not None:
+        validation._combined_loader, trainer.validating = None, True
+        validation.setup_data()
+        trainer.training = True
+
+
+@contextmanager
+def samples_skipped(trainer: Trainer) -> Iterator[bool]:
+    """Let the one map-style loader in this process yield None instead of batches; whether it does.
+
+    Its sampler draws before each batch, as it always does, so that its order is kept.
+    """
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    iterators = fetcher.combined_loader._iterator.iterators
+    kinds = {type(getattr(iterator, "_dataset_fetcher", None)) for iterator in iterators}
+    if len(iterators) == 1 and kinds == {_MapDatasetFetcher} and fetcher.length is not None:
+        with replaced(iterators[0]._dataset_fetcher, "fetch", lambda _: None):
+            yield True
+    else:
+        yield False
+
+
+def repeat_epoch_start(trainer: Trainer, pl_module: LightningModule, owners: Sequence[Any]) -> None:
+    """Call ``on_train_epoch_start`` of callbacks, and of the module if it is among them; what they log is dropped."""
+    loop, hook = trainer.fit_loop.epoch_loop, "on_train_epoch_start"
+    results = type(loop._results)(training=True)
+    with replaced(loop, "_results", results), replaced(pl_module, "_current_fx_name", hook):
+        for owner in owners:
+            owner.on_train_epoch_start(*([] if owner is pl_module else [trainer, pl_module]))
 
 
 # Progress of the loops

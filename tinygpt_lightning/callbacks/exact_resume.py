@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,10 @@ from typing_extensions import override
 
 from tinygpt_lightning.callbacks import unfinished_epoch
 from tinygpt_lightning.callbacks._lightning import (
-    check_package,
+    current_epoch_is,
+    data_loops,
     generator_states,
-    replaced,
+    reload_epochs,
     restart_persistent_workers,
     set_generator_states,
     train_loaders,
@@ -35,6 +36,7 @@ from tinygpt_lightning.callbacks._lightning import (
 from tinygpt_lightning.callbacks.generators import find_generators, seed_all, seed_each
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 from tinygpt_lightning.callbacks.sharded import adopt
+from tinygpt_lightning.callbacks.trainers import check_package, replaced, then
 
 
 class ExactResume(Callback):
@@ -43,11 +45,13 @@ class ExactResume(Callback):
     Lightning's checkpoints hold no state of the random number generators. Storing it would not be enough: an
     interrupted run makes its loaders, and draws their seeds, at other moments than an uninterrupted one. With this
     callback neither matters. Each run draws one seed (per process), which its checkpoints keep, and the generators are
-    seeded from it and a count: at each epoch's start with the epoch, before each training step and after it, where
-    data is fetched, with the number of the batch. This also covers loaders that shuffle. On resume in mid-epoch, the
-    batches that the interrupted epoch has used are fetched and dropped, and the rest that Lightning leaves out of a
-    checkpoint is restored: gradients that are still to be used, torchmetrics and logged values that are still to be
-    averaged, how many batches a step accumulates, and whether a validation comes next.
+    seeded from it and a count: at each epoch's start with the epoch, before each training step and after it, where data
+    is fetched, with the number of the batch. This also covers loaders that shuffle. On resume in mid-epoch, the batches
+    that the interrupted epoch has used are fetched and dropped (or skipped, where samples depend on nothing but the
+    batch's number), ``on_train_epoch_start`` of module and callbacks is called again (``repeat_epoch_start = False`` in
+    one of them says no), and the rest that Lightning leaves out of a checkpoint is restored: gradients that are still
+    to be used, torchmetrics and logged values that are still to be averaged, how many batches a step accumulates, and
+    whether a validation comes next.
 
     **Covered**, bit-for-bit, in any Trainer and with any LightningModule: weights, optimizers, schedulers, logged
     values and the states of callbacks, from any checkpoint that is not saved inside a training step (saved at an
@@ -64,14 +68,13 @@ class ExactResume(Callback):
     **Refused** when the fit starts: see Raises.
 
     **Not covered**, and not visible from outside: generators elsewhere, and other state in a dataset or a sampler (no
-    checkpoint holds them); a ``random_split`` before the fit under another ``seed_everything``; random draws in another
-    ``on_train_epoch_start`` before a loader that shuffles; what the module does in ``on_train_batch_end`` or
-    ``on_validation_end`` (Lightning calls it after the callbacks that save there); gradients in a checkpoint from an
-    exception within the backward pass or later in its step (half a step cannot be resumed); under DDP, gradients and
-    averages in a checkpoint from an exception (the other processes may have ended); a checkpoint from within a
-    validation for which a callback has exchanged the weights (Lightning's ``WeightAveraging`` would not change them
-    back); `BackboneFinetuning`, `ModelPruning` and `StochasticWeightAveraging` in the middle of an epoch, with a
-    warning.
+    checkpoint holds them); a ``random_split`` before the fit under another ``seed_everything``; what the module does in
+    ``on_train_batch_end`` or ``on_validation_end`` (Lightning calls it after the callbacks that save there); gradients
+    in a checkpoint from an exception within the backward pass or later in its step (half a step cannot be resumed);
+    under DDP, gradients and averages in a checkpoint from an exception (the other processes may have ended); a
+    checkpoint from within a validation for which a callback has exchanged the weights (Lightning's ``WeightAveraging``
+    would not change them back); `BackboneFinetuning`, `ModelPruning` and `StochasticWeightAveraging` in the middle of
+    an epoch, with a warning.
 
     Raises:
         MisconfigurationException: With FSDP, DeepSpeed or tensor parallelism, which are not proven to be exact; with
@@ -81,6 +84,8 @@ class ExactResume(Callback):
     Source: Lightning issues #6891, #8502, #9130, #17543, #19617; seeding by counter as in Salmon et al. 2011,
     "Parallel Random Numbers: As Easy as 1, 2, 3".
     """
+
+    repeat_epoch_start = False  # of its own
 
     def __init__(self) -> None:
         self._replaced = ExitStack()
@@ -95,6 +100,8 @@ class ExactResume(Callback):
         self._metrics: dict[str, Metric] = {}  # those in use when the validation began
         self._resumed: dict[str, Any] | None = None  # what this process saved in the checkpoint
         self._pending: unfinished_epoch.Pending | None = None
+        self._reloaded: list[float] | None = None  # the epochs in which the loaders were made
+        self._has_started = self._repeats = False  # whether training has, and whether this epoch's start is repeated
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -106,6 +113,7 @@ class ExactResume(Callback):
             metrics = self._metrics if trainer.validating else unfinished_epoch.metrics_in_use(pl_module)
             checkpoint["callbacks"][self.state_key] |= {
                 "progress": unfinished_epoch.note_progress(trainer, self._validated, self._ended),
+                "reloaded": reload_epochs(trainer),
                 "processes": unfinished_epoch.note_state(trainer, pl_module, metrics),
             }
 
@@ -118,6 +126,7 @@ class ExactResume(Callback):
         self._seeds = state["seeds"]
         _check_processes(self._seeds, trainer)
         self._pending = unfinished_epoch.repair_progress(checkpoint["loops"]["fit_loop"], state["progress"])
+        self._reloaded = state.get("reloaded")  # earlier versions had none
         if None not in state["processes"]:  # all of them or none, for they compute together
             self._resumed = state["processes"][trainer.global_rank]
 
@@ -139,6 +148,11 @@ class ExactResume(Callback):
         if stage == "fit":
             self._replaced.enter_context(replaced(trainer.fit_loop, "min_epochs", trainer.fit_loop.min_epochs))
             self._min_epochs = trainer.fit_loop.min_epochs or 0
+            for i, loop in enumerate(data_loops(trainer)):
+                set_up = partial(self._set_up_data, trainer, i, loop.setup_data)
+                self._replaced.enter_context(replaced(loop, "setup_data", set_up))
+            begin = partial(self._begin_epoch, trainer, pl_module)
+            self._replaced.enter_context(then(trainer, self, trainer.fit_loop, "on_advance_start", begin))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,16 +167,33 @@ class ExactResume(Callback):
         try_saving(trainer)
         self.restore(trainer, pl_module)
         self._prepare_epoch(trainer)
-        # Lightning skips on_train_epoch_start when it resumes within an epoch.
-        if trainer.fit_loop.restarted_mid_epoch:
+        self._has_started = True
+        self._repeats = trainer.fit_loop.restarted_mid_epoch
+        if self._repeats:
             _warn_of_callbacks(trainer)
-            unfinished_epoch.fetch_again(trainer, partial(self._seed, trainer), _batches(trainer))
 
-    @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._prepare_epoch(trainer)
-        self._seed(trainer, "epoch", trainer.current_epoch)
-        unfinished_epoch.begin_epoch(trainer)
+    def _set_up_data(self, trainer: Trainer, loop: int, set_up: Callable[[], None]) -> None:
+        """Let a resumed run make the loaders of the epoch in which they were made; then hooks draw the same numbers."""
+        with current_epoch_is(trainer, self._reloaded[loop]) if self._reloaded else nullcontext():
+            set_up()
+        if self._seeds and loop == 0 and self in trainer.callbacks:  # type: ignore[attr-defined]
+            self._seed(trainer, *(("epoch start", trainer.current_epoch) if self._has_started else ("start", 0)))
+
+    def _begin_epoch(self, trainer: Trainer, pl_module: LightningModule, _: None) -> None:
+        """Begin an epoch behind all hooks, or what is left of it, which is when the loaders start."""
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.repeat_hooks(trainer, pl_module)
+            unfinished_epoch.fetch_again(trainer, partial(self._seed, trainer), _batches(trainer))
+        elif not trainer.fit_loop.restarted_on_epoch_end:
+            self._prepare_epoch(trainer)
+            self._seed(trainer, "epoch", trainer.current_epoch)
+            unfinished_epoch.begin_epoch(trainer)
+
+    def repeat_hooks(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Call the hooks that Lightning skips when it resumes within an epoch, once."""
+        if self._repeats:
+            self._repeats = False
+            unfinished_epoch.repeat_epoch_start(trainer, pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -210,7 +241,7 @@ class ExactResume(Callback):
             unfinished_epoch.restore_state(trainer, pl_module, self._resumed)
         if self._pending is not None:
             unfinished_epoch.do_pending(trainer, self._pending)
-        self._resumed = self._pending = None
+        self._resumed = self._pending = self._reloaded = None
 
     @contextmanager
     def seeded(self, trainer: Trainer, moment: str, count: int) -> Iterator[None]:

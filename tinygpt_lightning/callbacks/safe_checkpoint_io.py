@@ -6,6 +6,7 @@ import io
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
 from tinygpt_lightning.callbacks._lightning import dump_checkpoint
-from tinygpt_lightning.gpt.checkpoint import local_path, read_checkpoint, write_checkpoint
+from tinygpt_lightning.gpt.checkpoint import local_path, plain_values, read_checkpoint, write_checkpoint
+
+FROM_PROCESS = ".temp.ckpt"  # where Lightning hands weights alone from a spawned or forked process to the main one
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -59,6 +62,9 @@ class SafeCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        if Path(path).name == FROM_PROCESS:
+            with Path(path).open("rb") as file:
+                return dict(plain_values(path, file))
         return read_checkpoint(path)
 
     @override

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from tinygpt_lightning.callbacks.stage_weights import weights
 from tinygpt_lightning.callbacks.stages import Stage, StageError, Until
 
 
@@ -15,34 +18,55 @@ class StageCondition:
     def __init__(self) -> None:
         self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
         self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
+        self._best: dict[str, Any] = {}  # the weights for which it was best, if they are to be restored
 
     def note(self, trainer: Trainer, stage: Stage) -> None:
         """Note the monitored value at a validation's end; a run resumed after it has no logged values."""
-        if isinstance(stage.until, Until):
-            value = trainer.callback_metrics.get(stage.until.monitor)
-            self._validated = {"epoch": trainer.current_epoch, "value": None if value is None else float(value)}
+        value = trainer.callback_metrics.get(stage.until.monitor) if isinstance(stage.until, Until) else None
+        self._validated = {"epoch": trainer.current_epoch, "value": None if value is None else float(value)}
 
     def holds(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, index: int) -> bool:
         """Whether the condition of ``stage``, the one at ``index``, holds in any process."""
         if stage.until is None:
             return False
-        is_watched = isinstance(stage.until, Until)
-        holds = self._judge(trainer, stage.until, index) if is_watched else stage.until(trainer, pl_module)  # type: ignore[arg-type, operator]
+        if isinstance(stage.until, Until):
+            holds = self._judge(trainer, pl_module, stage, index)
+        else:
+            holds = stage.until(trainer, pl_module)
         return trainer.strategy.reduce_boolean_decision(bool(holds), all=False)
 
     def begin_stage(self) -> None:
         """Forget the values of the last stage."""
         self._watched = {}
 
+    def restore_best(self, trainer: Trainer) -> None:
+        """Restore the best weights of a stage that is over, once."""
+        if self._best:
+            trainer.strategy.load_model_state_dict({"state_dict": self._best})
+            self._best = {}
+
+    def warn_of_missing(self, trainer: Trainer, stages: Sequence[Stage], index: int) -> None:
+        """Warn at an epoch's end, hours before they are needed, of values that stages other than ``index`` monitor."""
+        if trainer.enable_validation and self._validated.get("epoch") != trainer.current_epoch:
+            return
+        for i, stage in enumerate(stages):
+            if i != index and isinstance(stage.until, Until) and stage.until.monitor not in trainer.callback_metrics:
+                rank_zero_warn(
+                    f"stages[{i}].until.monitor: {stage.until.monitor!r} is not among the values logged so far: "
+                    f"{', '.join(sorted(trainer.callback_metrics))}"
+                )
+
     def state_dict(self) -> dict[str, Any]:
         """Return what has been seen, as plain values."""
-        return {"watched": self._watched, "validated": self._validated}
+        return {"watched": self._watched, "validated": self._validated, "best": self._best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from such a state; other entries are ignored."""
         self._watched, self._validated = state["watched"], state["validated"]
+        self._best = state.get("best", {})  # earlier versions had none
 
-    def _judge(self, trainer: Trainer, until: Until, index: int) -> bool:
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, index: int) -> bool:
+        until: Any = stage.until
         is_validated = self._validated.get("epoch") == trainer.current_epoch
         if trainer.enable_validation and not is_validated:
             return False  # the logged values may belong to an earlier epoch
@@ -57,4 +81,6 @@ class StageCondition:
                 f"got {until.monitor!r}"
             )
         holds, self._watched = until.judge(value, self._watched)
-        return holds
+        if stage.restore_best and not self._watched["waited"]:
+            self._best = weights(pl_module)
+        return bool(holds)

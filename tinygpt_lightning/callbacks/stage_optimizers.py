@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import wraps
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,11 +14,12 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, replaced, unscales_by_itself
+from tinygpt_lightning.callbacks._lightning import averaging_start, is_missing, unscales_by_itself
 from tinygpt_lightning.callbacks.sharded import adopt, reshard
+from tinygpt_lightning.callbacks.stage_weights import Frozen
 from tinygpt_lightning.callbacks.stages import Position, Stage, StageError
+from tinygpt_lightning.callbacks.trainers import replaced
 
 Options = list[dict[str, Any]]  # of each parameter group, without the parameters
 
@@ -88,8 +88,12 @@ def _parameters(optimizer: Optimizer, untouched: Options | None) -> list[Any]:
     ]
 
 
-def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage]) -> None:
+def try_all(
+    trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage], frozen: Frozen, *, strict: bool
+) -> None:
     """Build every stage once, so that a mistake in the last one shows now and not after hours.
+
+    ``frozen`` holds the frozen parameters of the last one afterwards; ``strict``: whether names must exist now.
 
     Raises:
         StageError: If a stage cannot be built, or cannot be trained as configured; the message names the stage.
@@ -98,6 +102,7 @@ def try_all(trainer: Trainer, pl_module: LightningModule, stages: Sequence[Stage
     every: list[Optimizer] = []
     for i, stage in enumerate(stages):
         try:
+            frozen.begin(pl_module, stage, strict=strict)
             build(trainer, pl_module, stage)
         except ValueError as error:  # a learning rate below 0, say
             raise StageError(f"stages[{i}]: {error}") from error
@@ -226,31 +231,14 @@ def _check_clipping(trainer: Trainer, index: int) -> None:
 
 @contextmanager
 def _options_before_schedulers() -> Iterator[dict[Optimizer, Options]]:
-    """Collect the options of optimizers as they are before the first scheduler is made for them."""
+    """Collect the options of optimizers as they are made; some schedulers (OneCycleLR) change them."""
     noted: dict[Optimizer, Options] = {}
+    add_param_group = Optimizer.add_param_group
 
-    def noting(init: Any) -> Any:
-        @wraps(init)
-        def wrapper(*args: Any, **kwargs: Any) -> None:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, Optimizer) and value not in noted:
-                    noted[value] = [
-                        deepcopy({k: v for k, v in group.items() if k != "params"}) for group in value.param_groups
-                    ]
-            init(*args, **kwargs)
+    def add_and_note(optimizer: Optimizer, group: dict[str, Any]) -> None:
+        add_param_group(optimizer, group)
+        options = {name: value for name, value in optimizer.param_groups[-1].items() if name != "params"}
+        noted.setdefault(optimizer, []).append(deepcopy(options))
 
-        return wrapper
-
-    # Some (OneCycleLR) change the options before they call the constructor that all of them have in common.
-    constructors = [(kind, vars(kind)["__init__"]) for kind in _kinds(LRScheduler) if "__init__" in vars(kind)]
-    for kind, init in constructors:
-        kind.__init__ = noting(init)
-    try:
+    with replaced(Optimizer, "add_param_group", add_and_note):
         yield noted
-    finally:
-        for kind, init in constructors:
-            kind.__init__ = init
-
-
-def _kinds(base: Any) -> set[Any]:
-    return {base}.union(*(_kinds(kind) for kind in base.__subclasses__()))

@@ -98,9 +98,13 @@ class Stage:
         monitor: Name of the logged value that a ReduceLROnPlateau needs; null means none.
         steps: Length of the stage, in optimizer steps as ``trainer.global_step`` counts them; the stage may end in the
             middle of an epoch.
+        freeze: Names of parameters that do not learn in this stage, or patterns such as ``encoder.*``, one or several.
+            Dropout and running averages (BatchNorm) go on.
+        restore_best: Whether the stage ends with the weights for which the value that ``until`` monitors was best.
+        reload_dataloaders: Whether loaders are made anew after ``on_stage_start``; only behind a stage in epochs.
 
     Raises:
-        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or a number is no integer of 1 or more.
+        ValueError: If there is not exactly one of ``epochs`` and ``steps``, or a value is out of range.
     """
 
     epochs: int | None = None
@@ -112,6 +116,9 @@ class Stage:
     frequency: int = 1
     monitor: str | None = None
     steps: int | None = None
+    freeze: str | Sequence[str] | None = None
+    restore_best: bool = False
+    reload_dataloaders: bool = False
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -124,6 +131,13 @@ class Stage:
                 raise ValueError(f"{name}: expected an integer, got {value!r}")
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
+        if self.restore_best and not isinstance(self.until, Until):
+            raise ValueError(f"restore_best: expected until with a monitored value, got until: {self.until}")
+
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns of ``freeze``."""
+        return [self.freeze] if isinstance(self.freeze, str) else list(self.freeze or [])
 
     def as_text(self) -> dict[str, str]:
         """Return the settings that a checkpoint records, by name; the optimizer's are compared when it is built."""
@@ -131,7 +145,12 @@ class Stage:
         is_plain = until is None or isinstance(until, Until)
         name = str(until) if is_plain else getattr(until, "__qualname__", type(until).__qualname__)
         length = {"epochs": str(self.epochs)} if self.steps is None else {"steps": str(self.steps)}
-        return {**length, "reset_optimizer": str(self.reset_optimizer), "until": name}
+        others = {
+            name: str(value)
+            for name in ("freeze", "restore_best", "reload_dataloaders")
+            if (value := getattr(self, name))
+        }
+        return {**length, "reset_optimizer": str(self.reset_optimizer), "until": name, **others}
 
 
 @dataclass(frozen=True)
@@ -201,5 +220,18 @@ def check_stages(stages: object) -> list[Stage]:
             except TypeError as error:
                 raise StageError(f"stages[{i}].until: expected a function of trainer and pl_module: {error}") from None
             except ValueError:  # written in C, without a signature
-                continue
+                pass
+        if stage.reload_dataloaders and i and stages[i - 1].steps is not None:
+            raise StageError(
+                f"stages[{i}].reload_dataloaders: expected epochs in the stage before, got steps: {stages[i - 1].steps}"
+            )
     return list(stages)
+
+
+def current_stage(trainer: Trainer) -> int:
+    """Return the index of the stage that a trainer is in, for a module whose steps depend on it; without stages 0."""
+    callbacks: Sequence[object] = trainer.callbacks  # type: ignore[attr-defined]
+    positions = [
+        position for callback in callbacks if isinstance(position := getattr(callback, "position", None), Position)
+    ]
+    return positions[0].index if positions else 0

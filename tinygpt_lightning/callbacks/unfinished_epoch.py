@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
+from tqdm import tqdm
 
 from tinygpt_lightning.callbacks import _lightning
 from tinygpt_lightning.callbacks.sharded import from_shard, shard_of
@@ -170,6 +175,47 @@ def gradients_are_in_use(trainer: Trainer) -> bool:
     return done % trainer.accumulate_grad_batches != 0 and not is_over
 
 
+# Hooks that Lightning skips
+
+
+def repeat_epoch_start(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Call ``on_train_epoch_start`` of module and callbacks, which Lightning skips when it resumes within an epoch.
+
+    Plain attributes that the hooks set are set again. All that a checkpoint holds is put back afterwards: states of
+    module and callbacks, metrics, gradients, options of optimizers.
+    """
+    callbacks = [callback for callback in trainer.callbacks if _is_repeated(callback)]  # type: ignore[attr-defined]
+    states = [deepcopy(callback.state_dict()) for callback in callbacks]
+    weights = deepcopy(pl_module.state_dict())
+    metrics = {module: deepcopy(_lightning.metric_state(module)) for module in metrics_in_use(pl_module).values()}
+    gradients = {parameter: parameter.grad for parameter in pl_module.parameters()}
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    options = [{**group} for group in groups]
+    accumulated = trainer.accumulate_grad_batches
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if as_epoch_began := getattr(callback, "as_epoch_began", None):
+                stack.enter_context(as_epoch_began())
+        owners = [*callbacks, *([pl_module] if _is_repeated(pl_module) else [])]
+        _lightning.repeat_epoch_start(trainer, pl_module, owners)
+    for callback, state in zip(callbacks, states, strict=True):
+        if state:
+            callback.load_state_dict(state)
+    pl_module.load_state_dict(weights)
+    for metric, state in metrics.items():
+        _lightning.restore_metric(metric, state)
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+    for group, before in zip(groups, options, strict=True):
+        group.update(before)
+    trainer.accumulate_grad_batches = accumulated
+
+
+def _is_repeated(owner: Any) -> bool:
+    is_lightnings = owner.on_train_epoch_start.__module__.startswith("lightning.")  # progress bars, finetuning
+    return not is_lightnings and not isinstance(owner, Checkpoint) and getattr(owner, "repeat_epoch_start", True)
+
+
 # Loaders
 
 
@@ -183,6 +229,9 @@ def begin_epoch(trainer: Trainer) -> None:
 
 def fetch_again(trainer: Trainer, seed: Callable[[str, int], None], batches: int) -> None:
     """Bring the loaders of an interrupted epoch to its place: fetch the batches it has used, and drop them.
+
+    Where the samples of a batch depend on nothing but its number (a map-style loader without workers), they are not
+    fetched.
 
     Args:
         trainer: The trainer, when training is about to start.
@@ -203,9 +252,13 @@ def fetch_again(trainer: Trainer, seed: Callable[[str, int], None], batches: int
             _lightning.set_sampler_epoch(loader, trainer.current_epoch)
         seed("epoch", trainer.current_epoch)
         iter(fetcher)
-        for batch in range(batches - done, batches):
-            next(fetcher)
-            seed("fetch", batch + 1)
+        with _lightning.samples_skipped(trainer) as are_skipped:
+            if not are_skipped:
+                rank_zero_info(f"ExactResume: fetches the {done} batches that this epoch has used once more")
+            is_silent = are_skipped or trainer.global_rank > 0
+            for batch in tqdm(range(batches - done, batches), "fetched again", leave=False, delay=5, disable=is_silent):
+                next(fetcher)
+                seed("fetch", batch + 1)
         fetcher.fetched = 0  # Lightning adds the batches done
     fetcher.iterator = _with_generators_of_now(fetcher.iterator, trainer)
 
