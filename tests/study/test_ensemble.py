@@ -212,3 +212,16 @@ def test_exactness_is_counted_from_the_start_of_the_stage(config):
     one.train_epoch()
     one.note_exactness()
     assert one.exact_after == [1]
+    assert one.exact_in_run == [first]
+
+
+def test_exactness_at_a_boundary_counts_for_the_run():
+    """Without dropout the pass of the next epoch evaluates an update, and at a boundary there is none."""
+    asked = recipe(stages=3, stage={"reset_optimizer": False})
+    one = ensemble(asked, [0])
+    while not one.evaluate()[1].item():
+        one.train_epoch()
+    one.begin_stage(asked, 1)
+    fork = one.fork()
+    fork.begin_stage(asked, 2)
+    assert one.exact_in_run == fork.exact_in_run == [one.epoch]

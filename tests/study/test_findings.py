@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinygpt_lightning.study.claims import Claims
-from tinygpt_lightning.study.findings import EPOCHS, LOSS, comparisons, corrected, matched, shown_p
+from tinygpt_lightning.study.findings import EPOCHS, EPOCHS_OF_RUN, LOSS, comparisons, corrected, matched, shown_p
 from tinygpt_lightning.study.rows import Results
 
 from .tiny import RIDDLE, cell_of, outcome, results_of, row_of, schedule, tiny_study
@@ -225,3 +225,14 @@ def test_cells_match_if_they_agree_in_what_both_have():
 
 def test_no_p_value_is_zero():
     assert shown_p(0.0) == "< 1e-10"
+
+
+def test_epochs_of_a_run_are_censored_at_the_end_of_its_last_stage():
+    """Six epochs are beyond the last stage of three, and within the run of six."""
+
+    def decide(cell, _seed):
+        return outcome(True, epochs=1, epochs_of_run_to_exact=5 if cell.levels["vocabulary"] == "stable" else 6)
+
+    tests = by_pair(results_of(tiny_study(factors=schedule("2×3"), seeds=8), decide), EPOCHS_OF_RUN)
+    test = tests["vocabulary", "schedule 2×3", ("stable", "resorted")]
+    assert (test.shown, test.p) == (("5", "6"), 2 / 2**8)

@@ -324,6 +324,7 @@ def test_every_configuration_is_a_study():
             found[path.stem] = (len(study.cells), len(study.plan.seed_list), str(folder))
     assert found == {
         "dose": (2 * 2 * 6, 20, "checkpoints/dose"),
+        "many": (5 * 2, 10, "checkpoints/many"),
         "frontier": (6 * 4 + 2, 1000, "checkpoints/frontier"),
         "reset": (2**3 + 1, 20, "checkpoints/reset"),
         "riddle": (14, 20, "checkpoints/riddle"),

@@ -25,8 +25,19 @@ def test_the_better_rate_is_taken_and_said(tmp_path, capsys):
             (7, rate), (8, rate),
         }  # fmt: skip
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "best one of [1e-09, 0.01] by the median final loss of seeds [7, 8]" in report
+    assert "best one of [1e-09, 0.01] by the median of the final loss on seeds [7, 8]" in report
     assert "| head one | 0.01 |" in report
+
+
+def test_the_best_value_is_the_best_for_the_question(tmp_path):
+    """At the smaller rate the text is exact sooner, and the loss ends higher."""
+    found = {}
+    for asked in ("loss", "epochs_of_run"):
+        changes = {"factors": {}, "tune": {**TUNE, "choices": [0.1, 0.2]}, "stages": [{"epochs": 60}], "seeds": 1}
+        config = write_config(tmp_path, **{**CHANGES, **changes, "outcome": asked, "output": str(tmp_path / asked)})
+        assert main(["--config", str(config)]) == 0
+        found[asked] = read_rows(tmp_path / asked)[0].common.settings["model"]["optimizer"]["init_args"]["lr"]
+    assert found == {"loss": 0.2, "epochs_of_run": 0.1}
 
 
 def test_a_tuned_study_continues(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -10,6 +9,8 @@ from matplotlib.figure import Figure
 
 from tinygpt_lightning.study.figures import CURVES, curve_figure, exactness_figure
 from tinygpt_lightning.study.findings import (
+    EPOCHS,
+    EPOCHS_OF_RUN,
     MEASURES,
     OUTCOMES,
     SIGNIFICANCE,
@@ -21,7 +22,12 @@ from tinygpt_lightning.study.findings import (
 from tinygpt_lightning.study.outcome import Outcome, as_trained
 from tinygpt_lightning.study.rows import Results
 
-NAMES = {"exactness": "exactness", "loss": "the final loss", "epochs": "the epochs to exactness"}
+NAMES = {
+    "exactness": "exactness",
+    "loss": "the final loss",
+    "epochs": "the epochs to exactness",
+    "epochs_of_run": "the epochs to exactness",
+}
 
 
 class Claims:
@@ -37,12 +43,15 @@ class Claims:
 
     def __init__(self, results: Results) -> None:
         self.results = results
+        asked = OUTCOMES[results.study.plan.outcome]
+        other_epochs = EPOCHS if asked == EPOCHS_OF_RUN else EPOCHS_OF_RUN
         measured = [
-            name for name, value in MEASURES.items() if any(value(outcome) is not None for *_, outcome in results.runs)
+            name
+            for name, value in MEASURES.items()
+            if name != other_epochs and any(value(outcome) is not None for *_, outcome in results.runs)
         ]
         every = [*comparisons(results, None), *self.own_contrasts()]
         every += [comparison for measure in measured for comparison in comparisons(results, measure)]
-        asked = OUTCOMES[results.study.plan.outcome]
         self.primary = corrected([each for each in every if each.measure == asked])
         self.secondary = corrected([each for each in every if each.measure != asked])
 
@@ -185,20 +194,25 @@ def spread(values: Iterable[float | None]) -> str:
     return (middle if low == high else f"{middle} ({low}–{high})") + (f"; {missing}" if missing else "")
 
 
-def epochs_spread(outcomes: Sequence[Outcome]) -> str:
+def epochs_spread(outcomes: Sequence[Outcome], name: str = "epochs_to_exact") -> str:
     """Kaplan–Meier median and range of the epochs to exactness, and the seeds without it or that lost it again.
+
+    Args:
+        outcomes: The seeds of a cell.
+        name: Field of the epochs.
 
     >>> outcomes = [{"epochs_to_exact": epochs, "exact": epochs == 3} for epochs in (3, 5, None)]
     >>> epochs_spread(outcomes)
     '5 (3–5); 1 never, 1 lost it again'
     """
-    known = sorted(o["epochs_to_exact"] for o in outcomes if o["epochs_to_exact"] is not None)
+    known = sorted(o[name] for o in outcomes if o.get(name) is not None)
     if not known:
         return "never" if outcomes else "–"
-    # All seeds of a cell are censored at the same epoch: the median is that of all seeds, those without it the last.
-    middle = shown(median([*known, *[math.inf] * (len(outcomes) - len(known))]))
+    # All seeds of a cell are censored at the same epoch: half of them are exact by the median.
+    half = (len(outcomes) - 1) // 2
+    middle = shown(known[half]) if half < len(known) else "never in half of the seeds"
     never = len(outcomes) - len(known)
-    lost = sum(o["epochs_to_exact"] is not None and not as_trained(o, "exact") for o in outcomes)
+    lost = sum(o.get(name) is not None and not as_trained(o, "exact") for o in outcomes)
     notes = [f"{count} {what}" for count, what in ((never, "never"), (lost, "lost it again")) if count]
     text = middle if known[0] == known[-1] and not never else f"{middle} ({known[0]}–{known[-1]})"
-    return text.replace("inf", "never in half of the seeds") + (f"; {', '.join(notes)}" if notes else "")
+    return text + (f"; {', '.join(notes)}" if notes else "")

@@ -17,7 +17,7 @@ from tinygpt_lightning.study.findings import SIGNIFICANCE
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.recipe import ADAMS_STATE
 from tinygpt_lightning.study.rows import Results
-from tinygpt_lightning.study.statistics import Interval, holm, mean_interval, sign_test
+from tinygpt_lightning.study.statistics import Interval, holm, mean_interval, sign_flip
 
 CARRIES = 0.9  # least fraction of the reset's effect that counts as nearly all of it
 
@@ -239,7 +239,7 @@ def shares(results: Results) -> list[Share]:
                 higher,
                 sum(comparable) / len(comparable) if complete else None,
                 mean_interval(comparable) if complete and len(comparable) > 1 else None,
-                sign_test(lower, higher),
+                sign_flip([1.0] * lower + [-1.0] * higher),
             )
         )
     adjusted = holm([share.p for share in found])

@@ -38,7 +38,7 @@ class Tuning:
     """A setting that each cell has at its best value, chosen on other seeds than those that are reported.
 
     The tuning is a study of its own, in the folder ``tuning`` of the results; the best value has the lowest median of
-    the final loss, dropout off, over its seeds.
+    the plan's outcome over its seeds: the epochs, or else the final loss, dropout off, which also decides a tie.
 
     Args:
         setting: Path of the setting.
@@ -62,6 +62,7 @@ class Plan:
             of earlier ones.
         controls: Cells beside the combinations of levels: a name, and the settings that make it.
         outcome: The outcome that the question is about; the title of the report says whether a factor changes it.
+            "epochs" are those of the last stage to exactness, "epochs_of_run" those of all stages.
         claims: The claims that the report judges; null means none beyond the statistical tests.
         seeds: Number of seeds, counted from 0, or a list of seeds.
         tune: A setting that each cell has at its best value, chosen on other seeds; null means none.
@@ -83,8 +84,8 @@ class Plan:
     title: str | None = None
     factors: dict[str, list[Any] | dict[str, dict[str, Any]]] = field(default_factory=dict)
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
-    outcome: Literal["exactness", "loss", "epochs"] = "exactness"
-    claims: Literal["riddle", "reset", "frontier"] | None = None
+    outcome: Literal["exactness", "loss", "epochs", "epochs_of_run"] = "exactness"
+    claims: Literal["riddle", "reset", "frontier", "many"] | None = None
     seeds: int | list[int] = 20
     tune: Tuning | None = None
     chunk: int = 2

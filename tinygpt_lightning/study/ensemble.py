@@ -67,6 +67,7 @@ class Ensemble:
     Attributes:
         losses: Training loss per epoch, dropout on, before the update, in nats, ``(S,)`` each.
         exact_after: Epochs of the present stage after which each seed was exact for the first time; None if not yet.
+        exact_in_run: The same for the epochs of all stages.
         seconds: Computing time so far, shared beginnings included.
     """
 
@@ -76,6 +77,7 @@ class Ensemble:
         self.device = device
         self.losses: list[Tensor] = []
         self.exact_after: list[int | None] = [None] * len(self.seeds)
+        self.exact_in_run = list(self.exact_after)
         self.seconds = 0.0
         self.lesson = Lesson.of(recipe, 0, device)
         self.parameters = draw_parameters(recipe.config, self.seeds, 0, device)
@@ -92,13 +94,14 @@ class Ensemble:
         """An independent copy."""
         other = copy.copy(self)
         other.losses = list(self.losses)
-        other.exact_after = list(self.exact_after)
+        other.exact_after, other.exact_in_run = list(self.exact_after), list(self.exact_in_run)
         other.parameters = {name: p.detach().clone().requires_grad_() for name, p in self.parameters.items()}
         other.steps = self.steps.fork(other.parameters.values())
         return other
 
     def begin_stage(self, recipe: Recipe, stage: int) -> None:
         """Cross the boundary before ``stage``, from 1."""
+        self.note_exactness()
         if recipe.stages[stage].weights == "redrawn":
             self.parameters = draw_parameters(self.config, self.seeds, stage, self.device)
         self.steps = self.steps.following(recipe, stage, self.parameters.values())
@@ -158,10 +161,9 @@ class Ensemble:
     def _note(self, exact: Tensor) -> None:
         done = self.epoch - self._stage_start
         if done and None in self.exact_after:
-            self.exact_after = [
-                done if after is None and now else after
-                for after, now in zip(self.exact_after, exact.tolist(), strict=True)
-            ]
+            for times, epochs in ((self.exact_after, done), (self.exact_in_run, self.epoch)):
+                for i in exact.nonzero().flatten().tolist():
+                    times[i] = times[i] or epochs
 
 
 def draw_parameters(config: GPTConfig, seeds: Sequence[int], stage: int, device: torch.device) -> dict[str, Tensor]:

@@ -23,13 +23,19 @@ from tinygpt_lightning.study.statistics import holm, kaplan_meier, logrank_score
 SIGNIFICANCE = 0.05
 LOSS = "final loss, dropout off (nats)"
 EPOCHS = "epochs of the last stage to exactness"
+EPOCHS_OF_RUN = "epochs to exactness"
 MEASURES: dict[str, Callable[[Outcome], float | None]] = {
     LOSS: lambda outcome: outcome["final_loss_dropout_off"],
     "final loss, dropout on (nats)": lambda outcome: outcome["final_loss_dropout_on"],
     EPOCHS: lambda outcome: outcome["epochs_to_exact"],
+    EPOCHS_OF_RUN: lambda outcome: outcome.get("epochs_of_run_to_exact"),
     "first update of the last stage (norm)": lambda outcome: outcome.get("first_update_norm"),
 }
-OUTCOMES = {"exactness": None, "loss": LOSS, "epochs": EPOCHS}  # settings of a plan to measures
+OUTCOMES = {"exactness": None, "loss": LOSS, "epochs": EPOCHS, "epochs_of_run": EPOCHS_OF_RUN}  # of a plan
+ENDS: dict[str, Callable[[Cell], int]] = {  # measures in epochs, to the epoch at which a run is censored
+    EPOCHS: lambda cell: cell.recipe.stages[-1].epochs,
+    EPOCHS_OF_RUN: lambda cell: sum(stage.epochs for stage in cell.recipe.stages),
+}
 SMALLEST = 1e-12  # a loss of 0 has no logarithm
 
 Stratum = tuple[list[Cell], list[Cell]]  # matched cells: those of the first level, those of the second
@@ -99,7 +105,7 @@ def compare(
     return Comparison(
         factor, within, levels, measure, len(complete), len(seeds) - len(complete),
         (_median(results, sides[0], measure), _median(results, sides[1], measure)),
-        10 ** (sum(differences) / len(differences)) if differences and measure != EPOCHS else None,
+        10 ** (sum(differences) / len(differences)) if differences and measure not in ENDS else None,
         sign_flip(differences), any(differences),
     )  # fmt: skip
 
@@ -126,9 +132,9 @@ def _compare_exactness(
 def _comparable(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> list[float | None]:
     """The measure of each run on the scale of the test; None where it is missing."""
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
-    if measure == EPOCHS:
+    if measure in ENDS:
         # Matched runs are observed for as long as the shortest one: two readings of one training have equal scores.
-        horizon = min(cell.recipe.stages[-1].epochs for cell, _ in runs)
+        horizon = min(ENDS[measure](cell) for cell, _ in runs)
         reached = [value is not None and value <= horizon for value in values]
         times = [value if is_in and value else horizon for value, is_in in zip(values, reached, strict=True)]
         return list(logrank_scores(times, reached))
@@ -142,9 +148,8 @@ def _mean_difference(values: dict[tuple[Cell, int], float | None], strata: Seque
 
 def _median(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> str:
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
-    if measure == EPOCHS:
-        ends = [cell.recipe.stages[-1].epochs for cell, _ in runs]
-        return median_epochs(values, ends)
+    if measure in ENDS:
+        return median_epochs(values, [ENDS[measure](cell) for cell, _ in runs])
     known = [value for value in values if value is not None]
     return f"{median(known):.4g}" if known else "–"
 
@@ -154,14 +159,17 @@ def median_epochs(epochs: Sequence[float | None], ends: Sequence[int]) -> str:
 
     Args:
         epochs: Epochs of each run; None if it never became exact.
-        ends: Length of each run's last stage, after which it is censored.
+        ends: Epochs after which each run is censored.
 
     >>> median_epochs([3, 5, None], [9, 9, 9]), median_epochs([3, None, None], [9, 9, 9])
     ('5', 'more than 9')
+    >>> median_epochs(range(1, 11), [10] * 10)
+    '5'
     """
     times = [end if epoch is None else epoch for epoch, end in zip(epochs, ends, strict=True)]
     curve = kaplan_meier(times, [epoch is not None for epoch in epochs])
-    return next((f"{time:g}" for time, share in curve.items() if share <= 0.5), f"more than {max(ends, default=0)}")
+    half = 0.5 + 1e-9  # a product of shares is rounded
+    return next((f"{time:g}" for time, share in curve.items() if share <= half), f"more than {max(ends, default=0)}")
 
 
 def comparisons(results: Results, measure: str | None) -> list[Comparison]:

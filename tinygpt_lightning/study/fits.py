@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -31,7 +30,7 @@ class Recorder(Callback):
     Attributes:
         losses: Training loss of each epoch, in nats.
         exact: Whether every pair is an exact match after each epoch.
-        lengths: Epochs of each stage that is over.
+        ends: Epochs of the run after which a stage was over.
         validation_loss: Loss after the last epoch, dropout off, in nats.
     """
 
@@ -39,7 +38,7 @@ class Recorder(Callback):
         self.tick = tick
         self.losses: list[float] = []
         self.exact: list[bool] = []
-        self.lengths: list[int] = []
+        self.ends: list[int] = []
         self.validation_loss = float("nan")
 
     @override
@@ -51,8 +50,8 @@ class Recorder(Callback):
         self.tick(1)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        """Note the length of a stage, which ``until`` may have ended."""
-        self.lengths.append(len(self.losses) - sum(self.lengths))
+        """Note where a stage ends, which ``until`` may have ended."""
+        self.ends.append(len(self.losses))
 
 
 def fit_outcome(
@@ -77,12 +76,13 @@ def fit_outcome(
         recipe.config, recipe.vocabulary.vocab, recipe.optimizer, recipe.lr_scheduler, recipe.taught, recipe.loss_on
     )
     data = QADataModule(**recipe.settings["data"], n_positions=recipe.config.n_positions)
+    settings = copy.deepcopy(vars(recipe.trainer))
+    own = settings.pop("callbacks") or []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator=device.type, devices=1, max_epochs=-1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
-            callbacks=[StagedTraining(recipe.stages, folder), recorder, ExactResume()],
-            **dataclasses.asdict(recipe.trainer),
+            callbacks=[*own, StagedTraining(recipe.stages, folder), recorder, ExactResume()], **settings,
         )  # fmt: skip
         trainer.fit(module, data)
     module.to(device)
@@ -90,9 +90,9 @@ def fit_outcome(
     expected = [taught.text(pair) for pair in taught.pairs]
     texts = TrainedGPT(module.model.eval(), module.tokenizer, taught).complete_all(taught.prompts)
     wrong = [text for text, truth in zip(texts, expected, strict=True) if text != truth]
-    *starts, total = [0, *accumulate(recorder.lengths)]
+    total = len(recorder.losses)
+    starts = [0, *(end for end in recorder.ends if end < total)]  # a callback may have ended the run before
     kept = kept_epochs(total, starts, curve_points)
-    first_exact = next((i + 1 for i, exact in enumerate(recorder.exact[starts[-1] :]) if exact), None)
     return {
         "exact": not wrong,
         "text": texts[0] if len(texts) == 1 else "\n".join(wrong),
@@ -100,9 +100,15 @@ def fit_outcome(
         "epochs": [epoch + 1 for epoch in kept],
         "loss": [number(recorder.losses[epoch]) for epoch in kept],
         "first_loss_of_stage": [number(recorder.losses[epoch]) for epoch in starts],
-        "epochs_to_exact": first_exact,
+        "epochs_to_exact": _first(recorder.exact[starts[-1] :]),
+        "epochs_of_run_to_exact": _first(recorder.exact),
         "final_loss_dropout_on": None,
         "final_loss_dropout_off": number(recorder.validation_loss),
         "exact_pairs": (len(texts) - len(wrong)) / len(texts),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _first(exact: list[bool]) -> int | None:
+    """After how many epochs there is the first exact one."""
+    return exact.index(True) + 1 if True in exact else None

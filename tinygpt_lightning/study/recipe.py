@@ -14,6 +14,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -84,11 +85,13 @@ class TrainerSettings:
         precision: Precision of the training, as in `fit`.
         gradient_clip_val: Largest gradient norm; null means no clipping.
         accumulate_grad_batches: Batches of one optimizer step.
+        callbacks: Callbacks by their class, such as an EarlyStopping that ends the run; each run has copies.
     """
 
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     gradient_clip_val: float | None = None
     accumulate_grad_batches: int = 1
+    callbacks: list[Callback] | None = None
 
 
 DEFAULTS = dataclasses.asdict(TrainerSettings())

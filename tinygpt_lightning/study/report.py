@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from tinygpt_lightning.study.claims import Claims, epochs_spread, spread, table
+from tinygpt_lightning.study.claims import NAMES, Claims, epochs_spread, spread, table
 from tinygpt_lightning.study.claims_frontier import Frontier
+from tinygpt_lightning.study.claims_many import Many
 from tinygpt_lightning.study.claims_reset import Reset
 from tinygpt_lightning.study.claims_riddle import Riddle
 from tinygpt_lightning.study.design import Study
@@ -22,7 +23,9 @@ from tinygpt_lightning.study.recipe import n_parameters
 from tinygpt_lightning.study.rows import Results, Row
 from tinygpt_lightning.study.statistics import clopper_pearson
 
-CLAIMS: dict[str | None, type[Claims]] = {None: Claims, "riddle": Riddle, "reset": Reset, "frontier": Frontier}
+CLAIMS: dict[str | None, type[Claims]] = {
+    None: Claims, "riddle": Riddle, "reset": Reset, "frontier": Frontier, "many": Many,
+}  # fmt: skip
 
 
 def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> str:
@@ -48,7 +51,7 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
             paragraph,
             f"Made by `{command}`: {len(study.cells)} cells × {len(results.seeds)} seeds; "
             f"{len(results.runs)} runs, {results.missing} missing.",
-            *tuning_section(study),
+            *tuning_section(claims),
             *(link for link in (f"![{name}]({name}.png)" for name in figures) if link not in sections),
             *sections,
             "## Cells",
@@ -67,13 +70,15 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> s
     return paragraph
 
 
-def tuning_section(study: Study) -> list[str]:
+def tuning_section(claims: Claims) -> list[str]:
     """The value of the tuned setting that each cell has."""
+    study = claims.results.study
     if not (study.plan.tune and study.tuned):
         return []
     setting, seeds = study.plan.tune.setting, study.plan.tune.seeds
     values = table(["cell", setting], [[name, str(value)] for name, value in study.tuned.items()])
-    about = f"`{setting}` of each cell is the best one of {study.plan.tune.choices} by the median final loss of seeds "
+    by = claims.outcome if study.plan.outcome.startswith("epochs") else NAMES["loss"]
+    about = f"`{setting}` of each cell is the best one of {study.plan.tune.choices} by the median of {by} on seeds "
     return [f"{about}{seeds}, which are not among those below.", values]
 
 
@@ -88,19 +93,20 @@ CELLS_EXPLAINED = (
     "Median (smallest–largest) over the seeds. *Exact*: greedy decoding from the prompt, with the vocabulary as it is "
     "read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the vocabulary of "
     "their last stage. *Error rate of the generated text*: edits per character of the sentence. *Epochs "
-    "to exactness* count from the start of the last stage to the first epoch after which, dropout off, every "
-    "character of the answer is the likeliest one given those before it; their median is Kaplan–Meier's, with seeds "
-    "that never were exact as censored. Losses are mean cross-entropies of the next "
-    "character, in nats, in the vocabulary of training. Intervals are Clopper–Pearson's exact ones."
+    "to exactness* count from the start of the last stage (of the run, if the study asks about that) to the first "
+    "epoch after which, dropout off, every character of the answer is the likeliest one given those before it; their "
+    "median is Kaplan–Meier's, with seeds that never were exact as censored. Losses are mean cross-entropies of the "
+    "next character, in nats, in the vocabulary of training. Intervals are Clopper–Pearson's exact ones."
 )
 
 
 def cell_table(results: Results) -> str:
     """One line for each cell; it depends on the outcomes only."""
+    epochs = "epochs_of_run_to_exact" if results.study.plan.outcome == "epochs_of_run" else "epochs_to_exact"
     columns: dict[str, Callable[[list[Outcome]], str]] = {
         "error rate of the generated text": lambda found: spread(o["generated_char_error_rate"] for o in found),
         "first loss of the last stage": lambda found: spread(o["first_loss_of_stage"][-1] for o in found),
-        "epochs to exactness": epochs_spread,
+        "epochs to exactness": lambda found: epochs_spread(found, epochs),
         "final loss, dropout off": lambda found: spread(o["final_loss_dropout_off"] for o in found),
         "final loss, dropout on": lambda found: spread(o["final_loss_dropout_on"] for o in found),
     }

@@ -25,6 +25,7 @@ from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.study import rows
 from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
 from tinygpt_lightning.study.design import LARGEST_SEED, Cell, FabricSettings, Plan, Study
+from tinygpt_lightning.study.findings import LOSS, MEASURES, OUTCOMES
 from tinygpt_lightning.study.fits import fit_outcome
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.paths import Settings
@@ -260,16 +261,19 @@ def tuned(study: Study, folder: Path, command: str) -> Study:
         folder: Folder of the results; those of the tuning are in a folder ``tuning`` in it.
         command: The command that was typed.
     """
-    losses: dict[str, list[tuple[float, int]]] = {}  # of each cell: median loss, and index of the value
+    measures = [MEASURES[name] for name in (OUTCOMES[study.plan.outcome], LOSS) if name]
+    found: dict[str, list[tuple[float, ...]]] = {}  # of each cell: its medians, and the index of the value
     candidates = study.tuning()
     for index, (_, candidate) in enumerate(candidates):
         place = folder / "tuning" / str(index)
         Runner(candidate, place).run(command, is_tuning=True)
         for cell, by_seed in rows.Results(candidate, rows.load(place)[0]).by_cell.items():
-            known = [outcome["final_loss_dropout_off"] for outcome in by_seed.values()]
-            loss = median([math.inf if value is None else value for value in known] or [math.inf])
-            losses.setdefault(cell.name, []).append((loss, index))
-    best = {name: candidates[min(found)[1]][0] for name, found in losses.items()}
+            values = [[measure(outcome) for outcome in by_seed.values()] for measure in measures]
+            medians = [
+                median([math.inf if value is None else value for value in each] or [math.inf]) for each in values
+            ]
+            found.setdefault(cell.name, []).append((*medians, index))
+    best = {name: candidates[int(min(tried)[-1])][0] for name, tried in found.items()}
     return Study(study.plan, study.base, best) if best else study
 
 

@@ -51,17 +51,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
 
 
-def sign_test(lower: int, higher: int) -> float:
-    """Two-sided exact p-value of so many differences below and above zero; ties do not count.
-
-    >>> sign_test(5, 0)  # 2 · 0.5^5
-    0.0625
-    >>> sign_test(0, 0)
-    1.0
-    """
-    return float(stats.binomtest(lower, lower + higher).pvalue) if lower + higher else 1.0
-
-
 def sign_flip(differences: Sequence[float]) -> float:
     """Two-sided p-value of the mean of paired differences (Fisher 1935): under the null each sign is a coin flip.
 
