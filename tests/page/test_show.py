@@ -11,6 +11,7 @@ import pytest
 from conftest import Command
 from networks import untrained
 
+from tinygpt_lightning import load
 from tinygpt_lightning.callbacks.snapshots import Snapshots
 from tinygpt_lightning.page.moments import SNAPSHOTS_KEY
 from tinygpt_lightning.trained import save
@@ -109,8 +110,11 @@ def test_released_pages_are_of_todays_scripts(name: str) -> None:
     assert len(page) < 1_000_000
 
 
-def test_the_released_model_gives_the_released_page_to_the_byte(command: Command, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "checkpoints" / "smallest", tmp_path / "smallest")
-    released = (tmp_path / "smallest" / "page.html").read_bytes()
-    assert command("show", "--ckpt_path", tmp_path / "smallest").code == 0
-    assert (tmp_path / "smallest" / "page.html").read_bytes() == released
+def test_the_released_snapshots_give_the_released_page_to_the_byte(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "smallest").mkdir()
+    released = ROOT / "checkpoints" / "smallest"
+    shutil.copy(released / "snapshots.ckpt", tmp_path / "smallest")
+    assert command("show", "--ckpt_path", tmp_path / "smallest" / "snapshots.ckpt").code == 0
+    assert (tmp_path / "smallest" / "page.html").read_bytes() == (released / "page.html").read_bytes()
+    weights = [load(released / name).model.state_dict() for name in ("snapshots.ckpt", "last.ckpt")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])

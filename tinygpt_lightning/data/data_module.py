@@ -71,7 +71,7 @@ class QADataModule(LightningDataModule):
         batch_size: int = 64,
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
-        noise: float = 0,
+        noise: float = 0.0,
         rehearse: str | None = None,
         n_positions: int | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class QADataModule(LightningDataModule):
         self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: float = 0) -> QADataModule:
+    def of(cls, pairs: Iterable[tuple[str, str]], template: str | None = None, noise: float = 0.0) -> QADataModule:
         """Serve pairs from Python, in batches of the size that suits them.
 
         Args:
