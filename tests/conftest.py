@@ -61,7 +61,8 @@ def in_one_process() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Result(NamedTuple):

@@ -84,9 +84,11 @@ def restart_persistent_workers(loaders: Sequence[Any]) -> None:
 
 
 def reload_epochs(trainer: Trainer) -> list[float]:
-    """Return in which epochs the loaders of training and of validation were made."""
-    loop = trainer.fit_loop
-    return [loop._last_train_dl_reload_epoch, loop.epoch_loop.val_loop._last_val_dl_reload_epoch]
+    """Return in which epochs the loaders of training and of validation were made anew; -inf if they never were."""
+    train: float = trainer.fit_loop._last_train_dl_reload_epoch
+    # Lightning notes no epoch for a validation loader of the sanity check, which a resumed run does not repeat.
+    is_anew = train > 0 or trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+    return [train, trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch if is_anew else float("-inf")]
 
 
 def data_loops(trainer: Trainer) -> list[Any]:

@@ -174,7 +174,8 @@ class ExactResume(Callback):
 
     def _set_up_data(self, trainer: Trainer, loop: int, set_up: Callable[[], None]) -> None:
         """Let a resumed run make the loaders of the epoch in which they were made; then hooks draw the same numbers."""
-        with current_epoch_is(trainer, self._reloaded[loop]) if self._reloaded else nullcontext():
+        made_in = self._reloaded[loop] if self._reloaded else -1
+        with current_epoch_is(trainer, made_in) if made_in >= 0 else nullcontext():
             set_up()
         if self._seeds and loop == 0 and self in trainer.callbacks:  # type: ignore[attr-defined]
             self._seed(trainer, *(("epoch start", trainer.current_epoch) if self._has_started else ("start", 0)))
