@@ -13,6 +13,7 @@ from tinygpt_lightning.study.findings import (
     EPOCHS_OF_RUN,
     MEASURES,
     OUTCOMES,
+    POOLED,
     SIGNIFICANCE,
     Comparison,
     comparisons,
@@ -52,8 +53,11 @@ class Claims:
         ]
         every = [*comparisons(results, None), *self.own_contrasts()]
         every += [comparison for measure in measured for comparison in comparisons(results, measure)]
-        self.primary = corrected([each for each in every if each.measure == asked])
-        self.secondary = corrected([each for each in every if each.measure != asked])
+        confirm = results.study.plan.confirm
+        hypothesis = [each for each in every if (each.factor, each.within, each.measure) == (confirm, POOLED, asked)]
+        primary = hypothesis if confirm else [each for each in every if each.measure == asked]
+        self.primary = corrected(primary)
+        self.secondary = corrected([each for each in every if each not in primary])
 
     def own_contrasts(self) -> list[Comparison]:
         """More comparisons on exactness, beside those of each factor."""

@@ -63,6 +63,9 @@ class Plan:
         controls: Cells beside the combinations of levels: a name, and the settings that make it.
         outcome: The outcome that the question is about; the title of the report says whether a factor changes it.
             "epochs" are those of the last stage to exactness, "epochs_of_run" those of all stages.
+        confirm: A factor of two levels whose effect on the outcome is the one hypothesis, stated before there are rows:
+            one test over all its matched cells. All other comparisons are secondary. Null means that every comparison
+            on the outcome counts, corrected together.
         claims: The claims that the report judges; null means none beyond the statistical tests.
         seeds: Number of seeds, counted from 0, or a list of seeds.
         tune: A setting that each cell has at its best value, chosen on other seeds; null means none.
@@ -85,6 +88,7 @@ class Plan:
     factors: dict[str, list[Any] | dict[str, dict[str, Any]]] = field(default_factory=dict)
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcome: Literal["exactness", "loss", "epochs", "epochs_of_run"] = "exactness"
+    confirm: str | None = None
     claims: Literal["riddle", "reset", "frontier", "many"] | None = None
     seeds: int | list[int] = 20
     tune: Tuning | None = None
@@ -105,6 +109,8 @@ class Plan:
             raise ValueError(f"seeds: expected one or more different seeds, got {self.seeds}")
         if not 0 <= min(seeds) <= max(seeds) < LARGEST_SEED:
             raise ValueError(f"seeds: expected 0 to {LARGEST_SEED - 1}, got {self.seeds}")
+        if self.confirm and len(self.factors.get(self.confirm, ())) != 2:
+            raise ValueError(f"confirm: expected a factor of two levels, got {self.confirm}")
         if self.tune and not self.tune.choices:
             raise ValueError("tune.choices: expected one or more values, got none")
         if self.tune and (both := sorted({*seeds} & {*self.tune.seeds})):

@@ -36,6 +36,7 @@ ENDS: dict[str, Callable[[Cell], int]] = {  # measures in epochs, to the epoch a
     EPOCHS: lambda cell: cell.recipe.stages[-1].epochs,
     EPOCHS_OF_RUN: lambda cell: sum(stage.epochs for stage in cell.recipe.stages),
 }
+POOLED = "all runs"  # the part of a design that is all of it
 SMALLEST = 1e-12  # a loss of 0 has no logarithm
 
 Stratum = tuple[list[Cell], list[Cell]]  # matched cells: those of the first level, those of the second
@@ -184,6 +185,8 @@ def _pairs(results: Results) -> Iterator[tuple[str, str, tuple[str, str], list[S
     for number, factor in enumerate(factors):
         others = [factors[0]] if number else factors[1:2]
         parts = [(other.name, level) for other in others for level in other.levels] or [("", "")]
+        if factor.name == results.study.plan.confirm:
+            parts = [("", ""), *parts]
         for first, second in combinations(factor.levels, 2):
             seen: list[list[Stratum]] = []
             for name, level in parts:
@@ -194,7 +197,7 @@ def _pairs(results: Results) -> Iterator[tuple[str, str, tuple[str, str], list[S
                 if strata and strata not in seen:
                     seen.append(strata)
                     is_part = name and any(name in cell.levels for side in sides for cell in side)
-                    yield factor.name, f"{name} {level}" if is_part else "all runs", (first, second), strata
+                    yield factor.name, f"{name} {level}" if is_part else POOLED, (first, second), strata
 
 
 def matched(first: Iterable[Cell], second: Iterable[Cell], factor: str = "") -> list[Stratum]:
