@@ -72,7 +72,6 @@ class Plan:
         chunk: Seeds that train together. More seeds need more memory, 0.3 GiB each at full size.
         threads: CPU threads of each process. The last bits of a result depend on it, and on the chunk of a very
             small model; they never depend on the number of processes.
-        share: Whether runs with the same beginning compute it once; it changes no result.
         engine: auto trains the seeds of a chunk together where that is possible (one pair, elementwise optimizers);
             fit trains every run alone, as the command `fit` does.
         measure_updates: Whether to measure the length of each weight update; it changes no result.
@@ -94,7 +93,6 @@ class Plan:
     tune: Tuning | None = None
     chunk: int = 2
     threads: int = 1
-    share: bool = True
     engine: Literal["auto", "fit"] = "auto"
     measure_updates: bool = False
     curve_points: int = 400

@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
+from itertools import product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.study import rows
-from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.chunks import train
 from tinygpt_lightning.study.design import LARGEST_SEED, Cell, FabricSettings, Plan, Study
 from tinygpt_lightning.study.findings import LOSS, MEASURES, OUTCOMES
 from tinygpt_lightning.study.fits import fit_outcome
@@ -43,12 +44,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / ".lock").open("ab")
-
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()  # which releases every claim
+        self.close = self._file.close  # which releases every claim
 
     def take(self, seeds: Sequence[int]) -> bool:
         """Claim ``seeds``, unless another process has one of them."""
@@ -104,8 +100,9 @@ class Runner:
         self.rank = rank
         self.device = _device(study.plan.fabric, rank)
         self.commons = {cell: rows.Common(cell.recipe.settings, self._made_with(cell)) for cell in study.cells}
-        self.finished: set[tuple[str, int]] = set()
-        self.failed: set[tuple[str, int]] = set()
+        # All runs in the order of their rows; those without a row yet, and without an error in this process, are left.
+        self.runs = [(cell.recipe.key, seed) for cell in study.cells for seed in study.plan.seed_list]
+        self.left = set(self.runs)
         self.progress: WorkProgress | None = None
 
     def run(self, command: str, is_tuning: bool = False) -> bool:
@@ -127,7 +124,7 @@ class Runner:
         for message in messages:
             say(message)
         self.folder.mkdir(parents=True, exist_ok=True)  # only now: a refused study leaves no folder
-        with Claims(self.folder) as claims:
+        with closing(Claims(self.folder)) as claims:
             with claims.alone():
                 rows.save_settings(self.folder, self.commons.values())
             others = self._start_others() if self._read() else {}
@@ -146,52 +143,57 @@ class Runner:
         keep_freed_memory()
         writer = rows.RowWriter(self.folder / f"rows-{platform.node()}-{os.getpid()}.jsonl")
         parent = os.getppid()
-
-        def finish(cell: Cell, outcomes: dict[int, Outcome]) -> None:
-            # All seeds of the chunk were trained, since a stack of another size may round differently.
-            found = [
-                rows.Row(
-                    self.commons[cell], cell.name, cell.levels, seed, outcomes[seed].pop("seconds"), outcomes[seed]
-                )
-                for seed in outcomes
-                if (cell.recipe.key, seed) not in self.finished
-            ]
-            self.finished |= {row.key for row in found}
-            try:
-                writer.write(found)
-            except OSError as error:
-                say(f"{writer.path}: {error.strerror}; its rows are written with the next ones")
-
-        def fail(cell: Cell, seeds: list[int], error: Exception) -> None:
-            self.failed |= {(cell.recipe.key, seed) for seed in seeds}
-            reason = (str(error).splitlines() or [""])[0]
-            say(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}")
-
-        def tick(units: int) -> None:
-            if self.progress:
-                self.progress.advance(units)
-            elif self.rank and os.getppid() != parent:
-                raise SystemExit(1)  # the command was killed
-
         for seeds in self.plan.chunks:
             if self._unfinished(seeds) and claims.take(seeds):
                 self._read()
-                if cells := self._unfinished(seeds):
-                    together = [cell for cell in cells if not self._is_alone(cell)]
-                    ChunkRunner(self.plan, self.device, seeds, finish, fail, tick).run(together)
-                    for cell, seed in self._alone(cells, seeds):
-                        try:
-                            outcome = fit_outcome(cell.recipe, seed, self.device, self.plan.curve_points, tick)
-                            finish(cell, {seed: outcome})
-                        except Exception as error:  # it must not cost the other cells their outcomes
-                            fail(cell, [seed], error)
-                    writer.write()
+                for cell, trained, found in self._train(seeds):
+                    self._keep(cell, trained, found, writer)
+                    if self.rank and os.getppid() != parent:
+                        raise SystemExit(1)  # the command was killed
+                writer.write()
                 claims.release(seeds)
 
-    def _alone(self, cells: Sequence[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
-        """The runs that are trained one at a time, and have no row yet."""
-        runs = [(cell, seed) for cell in cells if self._is_alone(cell) for seed in seeds]
-        return [(cell, seed) for cell, seed in runs if (cell.recipe.key, seed) not in self.finished]
+    def _train(self, seeds: list[int]) -> Iterator[tuple[Cell, list[int], dict[int, Outcome] | Exception]]:
+        """The outcomes of the cells that lack a row, as soon as they are there, or the errors that ended them."""
+        cells = self._unfinished(seeds)
+        for cell, found in train([c for c in cells if not self._is_alone(c)], seeds, self.plan, self.device):
+            yield cell, seeds, found
+        for cell, seed in product([c for c in cells if self._is_alone(c)], seeds):
+            if (cell.recipe.key, seed) in self.left:
+                try:
+                    yield cell, [seed], {seed: fit_outcome(cell.recipe, seed, self.device, self.plan.curve_points)}
+                except Exception as error:  # it must not cost the other cells their outcomes
+                    yield cell, [seed], error
+
+    def _keep(
+        self, cell: Cell, seeds: list[int], found: dict[int, Outcome] | Exception, writer: rows.RowWriter
+    ) -> None:
+        """Write the rows of a cell, or report its error."""
+        if isinstance(found, Exception):
+            reason = (str(found).splitlines() or [""])[0]
+            say(f"failed: {cell.name}, seeds {seeds}: {type(found).__name__}: {reason}")
+        else:
+            common = self.commons[cell]
+            made = [rows.Row(common, cell.name, cell.levels, seed, o.pop("seconds"), o) for seed, o in found.items()]
+            try:
+                # All seeds of the chunk were trained, since a stack of another size may round differently.
+                writer.write(row for row in made if row.key in self.left)
+            except OSError as error:
+                say(f"{writer.path}: {error.strerror}; its rows are written with the next ones")
+        self._done((cell.recipe.key, seed) for seed in seeds)
+
+    def _read(self) -> int:
+        """Read which runs are finished, those of other processes included; returns how many are left."""
+        self._done(row.key for row in rows.load(self.folder)[0])
+        return len(self.left)
+
+    def _done(self, runs: Iterable[tuple[str, int]]) -> None:
+        self.left -= set(runs)
+        if self.progress and (units := self.progress.total - len(self.left) - self.progress.done):
+            self.progress.advance(units)
+
+    def _unfinished(self, seeds: Sequence[int]) -> list[Cell]:
+        return [cell for cell in self.study.cells if any((cell.recipe.key, seed) in self.left for seed in seeds)]
 
     def _is_alone(self, cell: Cell) -> bool:
         return self.plan.engine == "fit" or cell.recipe.alone is not None
@@ -199,34 +201,11 @@ class Runner:
     def _made_with(self, cell: Cell) -> dict[str, Any]:
         plan = self.plan
         engine: dict[str, Any] = {"device": self.device.type, "threads": plan.threads}
-        engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk, "share": plan.share}
+        engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk}
         return {"engine": engine, "versions": _versions()}
 
-    def _read(self) -> int:
-        """Read which runs are finished, those of other processes included; returns the seed-epochs that are left."""
-        self.finished |= {row.key for row in rows.load(self.folder)[0]}
-        left = self._work_left()
-        if self.progress:
-            self.progress.advance(max(0, self.progress.total - left - self.progress.done))
-        return left
-
-    def _unfinished(self, seeds: Sequence[int]) -> list[Cell]:
-        known = self.finished | self.failed
-        return [cell for cell in self.study.cells if any((cell.recipe.key, seed) not in known for seed in seeds)]
-
-    def _work_left(self) -> int:
-        """Epochs of all seeds that are not finished."""
-        total = 0
-        for seeds in self.plan.chunks:
-            cells = self._unfinished(seeds)
-            alone = [cell for cell in cells if self._is_alone(cell)]
-            together = [cell for cell in cells if cell not in alone]
-            epochs = sum(stage.epochs for cell in alone for stage in cell.recipe.stages)
-            total += len(seeds) * (epochs + epochs_needed(together, self.plan.share))
-        return total
-
     def _start_others(self) -> dict[int, BaseProcess]:
-        self.progress = WorkProgress("study", "seed-epochs", self._work_left())
+        self.progress = WorkProgress("study", "runs", len(self.left))
         context = multiprocessing.get_context("spawn")
         others: dict[int, BaseProcess] = {}
         for rank in range(1, self.plan.fabric.devices):
@@ -237,8 +216,7 @@ class Runner:
 
     def _gather(self, command: str, is_tuning: bool) -> bool:
         finished, _ = rows.load(self.folder)
-        places = [(cell.recipe.key, seed) for cell in self.study.cells for seed in self.plan.seed_list]
-        order = {place: number for number, place in enumerate(places)}
+        order = {run: number for number, run in enumerate(self.runs)}
         # Rows of an earlier, larger design are kept, after those of this one.
         finished.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
         rows.save(self.folder, finished)
@@ -279,7 +257,7 @@ def tuned(study: Study, folder: Path, command: str) -> Study:
 
 def _other_process(plan: Plan, base: Settings, tuned: Mapping[str, Any] | None, folder: Path, rank: int) -> None:
     """The work of a process that another one has started."""
-    with suppress(KeyboardInterrupt), Claims(folder) as claims:  # the process that started this one says so
+    with suppress(KeyboardInterrupt), closing(Claims(folder)) as claims:  # the process that started this one says so
         Runner(Study(plan, base, tuned), folder, rank).work(claims)
 
 
