@@ -233,8 +233,13 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: If a setting is wrong; the message names it.
     """
+    return _read(as_key(settings))
+
+
+@functools.cache
+def _read(settings: str) -> Recipe:
     parser = _parser()
-    parsed = parser.parse_object(json.loads(json.dumps(settings)))  # the parser changes its argument
+    parsed = parser.parse_object(json.loads(settings))
     try:
         run = parser.instantiate(parsed)
         data = QADataModule(**run.data, n_positions=run.model.config.n_positions)

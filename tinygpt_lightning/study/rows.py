@@ -47,15 +47,15 @@ class Common:
         """Identifies the cell."""
         return as_key(self.settings)
 
-    @functools.cached_property
-    def name(self) -> str:
-        """Key in ``settings.json``: a hash of the content, of 48 bits."""
-        return hashlib.sha256(as_key(self.content).encode()).hexdigest()[:12]
-
     @property
     def content(self) -> dict[str, Any]:
         """Its entry in ``settings.json``."""
         return {"settings": self.settings, **self.made_with}
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Key in ``settings.json``: a hash of the content, of 48 bits."""
+        return hashlib.sha256(as_key(self.content).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,8 @@ class Row:
     def read(cls, line: bytes, commons: Mapping[str, Common]) -> Row:
         """The row of a line; raises ValueError, TypeError or KeyError if it is none."""
         entry = json.loads(line)
-        about = [entry.pop(name) for name in ("cell", "seed", "settings", "seconds")]
-        names = [name for name in entry if name.startswith(LEVEL)]
-        levels = {name.removeprefix(LEVEL): entry.pop(name) for name in names}
-        cell, seed, settings, seconds = about
+        levels = {name.removeprefix(LEVEL): entry.pop(name) for name in list(entry) if name.startswith(LEVEL)}
+        cell, seed, settings, seconds = (entry.pop(name) for name in ("cell", "seed", "settings", "seconds"))
         return cls(commons[settings], cell, levels, seed, seconds, entry)
 
 
@@ -171,13 +169,8 @@ def load_settings(folder: Path) -> dict[str, Common]:
     path = folder / "settings.json"
     try:
         entries = json.loads(path.read_bytes()) if path.exists() else {}
-        return {
-            name: Common(
-                _completed(as_key(entry["settings"])),
-                {part: value for part, value in entry.items() if part != "settings"},
-            )
-            for name, entry in entries.items()
-        }
+        # A setting that is newer than the row has its default: the behaviour before that setting.
+        return {name: Common(read_recipe(entry.pop("settings")).settings, entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
@@ -190,12 +183,6 @@ def save_settings(folder: Path, commons: Iterable[Common]) -> None:
     entries = json.loads(path.read_bytes()) if path.exists() else {}
     entries = {**{common.name: common.content for common in commons}, **entries}
     write_whole(path, (json.dumps(entries, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
-
-
-@functools.cache
-def _completed(settings: str) -> Settings:
-    # A setting that is newer than the row has its default, which stands for the behaviour before that setting.
-    return read_recipe(json.loads(settings)).settings
 
 
 def check_same_study(commons: Iterable[Common], study: Study, folder: Path) -> None:
