@@ -325,6 +325,7 @@ def test_every_configuration_is_a_study():
     assert found == {
         "dose": (2 * 2 * 6, 20, "checkpoints/dose"),
         "many": (5 * 2, 10, "checkpoints/many"),
+        "many_again": (3 * 2, 10, "checkpoints/many/again"),
         "frontier": (6 * 4 + 2, 1000, "checkpoints/frontier"),
         "reset": (2**3 + 1, 20, "checkpoints/reset"),
         "riddle": (14, 20, "checkpoints/riddle"),

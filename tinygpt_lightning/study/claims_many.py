@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from matplotlib.figure import Figure
 from typing_extensions import override
 
 from tinygpt_lightning.study.claims import Claims, listed, shown, table
 from tinygpt_lightning.study.design import Cell
-from tinygpt_lightning.study.figures import exactness_figure
 from tinygpt_lightning.study.findings import ENDS, EPOCHS_OF_RUN, MEASURES, Comparison, corrected, shown_p
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.rows import Results
@@ -69,11 +67,6 @@ class Many(Claims):
             f"{AFTER} epochs behind every {self.every}th, over the loss of that epoch; the median. Where all runs are "
             "exact before, there is none.",
         ]
-
-    @override
-    def figures(self) -> dict[str, Figure]:
-        # No curves: a run ends when it is exact, so that a median over the seeds would be one over the slow ones.
-        return {"exactness": exactness_figure(self.results)}
 
     def _cells(self, each: Comparison) -> list[Cell]:
         """The two cells of a comparison, in the order of its levels."""

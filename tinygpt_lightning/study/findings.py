@@ -39,6 +39,7 @@ ENDS: dict[str, Callable[[Cell], int]] = {  # measures in epochs, to the epoch a
 POOLED = "all runs"  # the part of a design that is all of it
 SMALLEST = 1e-12  # a loss of 0 has no logarithm
 
+Run = tuple[Cell, int]
 Stratum = tuple[list[Cell], list[Cell]]  # matched cells: those of the first level, those of the second
 
 
@@ -94,60 +95,47 @@ def compare(
     seeds = [seed for seed in results.seeds if all(seed in results.by_cell[cell] for cell in cells)]
     if not cells or not seeds:
         return None
-    if measure is None:
-        return _compare_exactness(results, factor, within, levels, strata, seeds)
-    values: dict[tuple[Cell, int], float | None] = {}
+    values: dict[Run, float | None] = {}
     for first, second in strata:
         runs = [(cell, seed) for seed in seeds for cell in [*first, *second]]
         values.update(zip(runs, _comparable(results, runs, measure), strict=True))
     complete = [seed for seed in seeds if all(values[cell, seed] is not None for cell in cells)]
-    differences = [_mean_difference(values, strata, seed) for seed in complete]
+    by_seed = [[[[values[cell, seed] for cell in side] for side in stratum] for stratum in strata] for seed in complete]
+    differences = [float(np.mean([np.mean(a) - np.mean(b) for a, b in each])) for each in by_seed]  # type: ignore[arg-type]
+    p, informative, effect = sign_flip(differences), any(differences), None
     sides = [[(cell, seed) for stratum in strata for cell in stratum[i] for seed in seeds] for i in (0, 1)]
+    if measure is None:
+        p = max(p, permutation_test(by_seed))  # type: ignore[arg-type]
+        # Where all runs of each stratum agree, every permutation gives what was observed.
+        informative = any(len({*a, *b}) > 1 for each in by_seed for a, b in each)
+        counts = [(sum(bool(values[run]) for run in side), len(side)) for side in sides]
+        effect = counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1]
+        shown = [f"{k}/{n}" for k, n in counts]
+    else:
+        shown = [_median(results, side, measure) for side in sides]
+        if differences and measure not in ENDS:
+            effect = 10 ** (sum(differences) / len(differences))
     return Comparison(
-        factor, within, levels, measure, len(complete), len(seeds) - len(complete),
-        (_median(results, sides[0], measure), _median(results, sides[1], measure)),
-        10 ** (sum(differences) / len(differences)) if differences and measure not in ENDS else None,
-        sign_flip(differences), any(differences),
+        factor, within, levels, measure, len(complete), len(seeds) - len(complete), (shown[0], shown[1]), effect, p,
+        informative,
     )  # fmt: skip
 
 
-def _compare_exactness(
-    results: Results, factor: str, within: str, levels: tuple[str, str], strata: Sequence[Stratum], seeds: list[int]
-) -> Comparison:
-    def outcomes(cells: list[Cell], seed: int) -> list[bool]:
-        return [bool(results.by_cell[cell][seed]["exact"]) for cell in cells]
-
-    exact = [[(outcomes(first, seed), outcomes(second, seed)) for first, second in strata] for seed in seeds]
-    k_first, k_second = (sum(sum(stratum[i]) for strata in exact for stratum in strata) for i in (0, 1))
-    n_first, n_second = (len(seeds) * sum(len(stratum[i]) for stratum in strata) for i in (0, 1))
-    differences = [float(np.mean([np.mean(first) - np.mean(second) for first, second in strata])) for strata in exact]
-    p = max(permutation_test(exact), sign_flip(differences))
-    # Where all runs of each stratum agree, every permutation gives what was observed.
-    informative = any(len({*first, *second}) > 1 for strata in exact for first, second in strata)
-    return Comparison(
-        factor, within, levels, None, len(seeds), 0, (f"{k_first}/{n_first}", f"{k_second}/{n_second}"),
-        k_first / n_first - k_second / n_second, p, informative,
-    )  # fmt: skip
-
-
-def _comparable(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> list[float | None]:
+def _comparable(results: Results, runs: Sequence[Run], measure: str | None) -> Sequence[float | None]:
     """The measure of each run on the scale of the test; None where it is missing."""
+    if measure is None:
+        return [bool(results.by_cell[cell][seed]["exact"]) for cell, seed in runs]
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
     if measure in ENDS:
         # Matched runs are observed for as long as the shortest one: two readings of one training have equal scores.
         horizon = min(ENDS[measure](cell) for cell, _ in runs)
         reached = [value is not None and value <= horizon for value in values]
         times = [value if is_in and value else horizon for value, is_in in zip(values, reached, strict=True)]
-        return list(logrank_scores(times, reached))
+        return logrank_scores(times, reached)
     return [None if value is None else math.log10(max(value, SMALLEST)) for value in values]
 
 
-def _mean_difference(values: dict[tuple[Cell, int], float | None], strata: Sequence[Stratum], seed: int) -> float:
-    means = [[float(np.mean([values[cell, seed] for cell in side])) for side in stratum] for stratum in strata]
-    return float(np.mean([first - second for first, second in means]))
-
-
-def _median(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> str:
+def _median(results: Results, runs: Sequence[Run], measure: str) -> str:
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
     if measure in ENDS:
         return median_epochs(values, [ENDS[measure](cell) for cell, _ in runs])
@@ -211,6 +199,25 @@ def matched(first: Iterable[Cell], second: Iterable[Cell], factor: str = "") -> 
             key = tuple(cell.levels[name] for name in common if name != factor)
             strata.setdefault(key, ([], []))[i].append(cell)
     return [stratum for stratum in strata.values() if all(stratum)]
+
+
+def families(results: Results, more: Iterable[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """All comparisons, and ``more``: those on the outcome that the study is about, and all others.
+
+    Each family is corrected together. If the plan states a hypothesis, its test is the first family.
+    """
+    plan = results.study.plan
+    asked = OUTCOMES[plan.outcome]
+    other_epochs = EPOCHS if asked == EPOCHS_OF_RUN else EPOCHS_OF_RUN
+    every = [*comparisons(results, None), *more]
+    for name, value in MEASURES.items():
+        if name != other_epochs and any(value(outcome) is not None for *_, outcome in results.runs):
+            every += comparisons(results, name)
+    primary = [
+        each for each in every if each.measure == asked
+        and (plan.confirm is None or (each.factor, each.within) == (plan.confirm, POOLED))
+    ]  # fmt: skip
+    return corrected(primary), corrected([each for each in every if each not in primary])
 
 
 def corrected(family: Sequence[Comparison]) -> list[Comparison]:
