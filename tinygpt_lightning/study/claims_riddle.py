@@ -45,10 +45,9 @@ class Riddle(Claims):
         found = []
         for within, renumbered in (("ids kept", False), ("renumbered on reload", True)):
             cells = [cell for cell in self.results.study.cells if cell.recipe.renumber == renumbered]
-            several, one = [cell for cell in cells if staged(cell)], [cell for cell in cells if not staged(cell)]
-            if several and one:
-                levels = ("several", "one")
-                found.append(compare(self.results, "the number of stages", within, levels, [(several, one)], None))
+            sides = [cell for cell in cells if staged(cell)], [cell for cell in cells if not staged(cell)]
+            strata = [sides] if all(sides) else []
+            found.append(compare(self.results, "the number of stages", within, ("several", "one"), strata, None))
         return [comparison for comparison in found if comparison]
 
     @override
@@ -63,13 +62,12 @@ class Riddle(Claims):
 
     @override
     def remarks(self) -> list[str]:
-        misread = [outcome for _, _, outcome in self.results.runs if not outcome["exact"]]
-        rescued = sum(as_trained(outcome, "exact") for outcome in misread)
+        rescued = [as_trained(outcome, "exact") for _, _, outcome in self.results.runs if not outcome["exact"]]
         rescue = (
-            f"Of the {len(misread)} runs that are not exact, {rescued} are when the same weights are read with the "
-            "vocabulary they were trained on."
+            f"Of the {len(rescued)} runs that are not exact, {sum(rescued)} are when the same weights are read with "
+            "the vocabulary they were trained on."
         )
-        return [*([rescue] if misread else []), *self.without_effect()]
+        return [*([rescue] if rescued else []), *self.without_effect()]
 
     @override
     def sections(self) -> list[str]:
@@ -137,13 +135,11 @@ def verdicts(claims: Riddle) -> list[tuple[str, str, str]]:
         about = [each for each in claims.primary if each.factor in claims.varying(setting)]
         if about:
             verdict = "holds" if any(each.established for each in about) else "no effect on exactness established"
-            found.append((claim, verdict, "; ".join(_evidence(each) for each in about)))
+            tests = [
+                f"{e.within}: {e.levels[0]} {e.shown[0]}, {e.levels[1]} {e.shown[1]}, p {shown_p(e.p)}" for e in about
+            ]
+            found.append((claim, verdict, "; ".join(tests)))
     return found
-
-
-def _evidence(test: Comparison) -> str:
-    counts = ", ".join(f"{level} {count}" for level, count in zip(test.levels, test.shown, strict=True))
-    return f"{test.within}: {counts}, p {shown_p(test.p)}"
 
 
 def symbols(text: str) -> list[str]:
@@ -158,10 +154,8 @@ def symbols(text: str) -> list[str]:
 def cipher_text(outcome: Outcome, text: str) -> str:
     """The sentence and both generated texts, one place for each symbol: □ is `<pad>`, ■ is `<unk>`."""
     marks = {PAD: "□", UNK: "■", "\n": "⏎"}
-    lines = [
-        f"{name:22}  {''.join(marks.get(symbol, symbol) for symbol in reading)}"
-        for name, reading in _readings(outcome, text)
-    ]
+    readings = _readings(outcome, text)
+    lines = [f"{name:22}  {''.join(marks.get(symbol, symbol) for symbol in reading)}" for name, reading in readings]
     return "\n".join(["```", *lines, "```"])
 
 
