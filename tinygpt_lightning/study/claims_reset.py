@@ -123,7 +123,7 @@ class Reset(Claims):
                 draw_curve(axes, self.results, share.cell, curve, colour, style, share.cell.control or words)
             finish_curves(axes, self.results, curve)
             axes.set_ylabel(CURVES[curve])
-        place_legend(figure, [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")])
+        place_legend(figure, figure.axes[0].get_lines())
         figure.suptitle("What starts anew at the boundary; medians over seeds, band: all seeds", weight="bold")
         return figure
 

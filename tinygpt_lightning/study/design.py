@@ -135,40 +135,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor of the design.
-
-    Args:
-        name: Name in the report.
-        levels: Name of each level to the settings that make it.
-
-    Raises:
-        UsageError: If the factor has no levels.
-    """
+    """A factor of the design: its name, and the settings that make each level."""
 
     name: str
     levels: Mapping[str, Patch]
-
-    def __post_init__(self) -> None:
-        if not self.levels:
-            raise UsageError(f"factors.{self.name}: expected one or more levels, got none")
 
     @classmethod
     def read(cls, name: str, levels: list[Any] | Mapping[str, Patch]) -> Factor:
         """Make a factor of an entry of the config: a list of values of the setting ``name``, or named levels.
 
+        Raises:
+            UsageError: If there are no levels, or two of one name.
+
         >>> Factor.read("model.config.n_head", [1, 2]).levels
         {'1': {'model.config.n_head': 1}, '2': {'model.config.n_head': 2}}
         """
-        if isinstance(levels, list):
-            pairs: list[tuple[str, Patch]] = [
-                (value if isinstance(value, str) else as_key(value), {name: value}) for value in levels
-            ]
-        else:
-            pairs = [(str(level), patch) for level, patch in levels.items()]  # YAML reads 500 as a number
-        by_name = dict(pairs)
-        if len(by_name) < len(pairs):
+        named = [(value, {name: value}) for value in levels] if isinstance(levels, list) else [*levels.items()]
+        # YAML reads the name 500 as a number.
+        pairs = [(level if isinstance(level, str) else as_key(level), patch) for level, patch in named]
+        if not pairs:
+            raise UsageError(f"factors.{name}: expected one or more levels, got none")
+        if len(dict(pairs)) < len(pairs):
             raise UsageError(f"factors.{name}: expected different levels, got {', '.join(name for name, _ in pairs)}")
-        return cls(name, by_name)
+        return cls(name, dict(pairs))
 
     @property
     def paths(self) -> list[str]:
@@ -176,11 +165,7 @@ class Factor:
         return sorted({path for patch in self.levels.values() for path in patch})
 
     def applies(self, settings: Settings) -> bool:
-        """Whether a run with ``settings`` has the settings of the levels.
-
-        Raises:
-            UsageError: If it has some of them only.
-        """
+        """Whether a run with ``settings`` has the settings of the levels; UsageError if it has only some of them."""
         dead = {path for patch in self.levels.values() for path in change(copy.deepcopy(settings), patch)}
         if dead and dead != set(self.paths):
             raise UsageError(
@@ -240,7 +225,7 @@ class Study:
         self.base = base
         self.tuned = tuned
         self.factors = [Factor.read(name, levels) for name, levels in plan.factors.items()]
-        self.cells = [*self._combinations(), *self._controls()]
+        self.cells = [*self._combinations(), *(self._control(*control) for control in plan.controls.items())]
         for factor in self.factors:
             if not any(factor.name in cell.levels for cell in self.cells):
                 paths = ", ".join(factor.paths)
@@ -277,14 +262,11 @@ class Study:
                 cells[as_key(levels)] = self._cell(settings, levels)
         return list(cells.values())
 
-    def _controls(self) -> list[Cell]:
-        cells = []
-        for name, patch in self.plan.controls.items():
-            settings = copy.deepcopy(self.base)
-            if dead := change(settings, patch):
-                raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(dead)}")
-            cells.append(self._cell(settings, {}, name))
-        return cells
+    def _control(self, name: str, patch: Patch) -> Cell:
+        settings = copy.deepcopy(self.base)
+        if dead := change(settings, patch):
+            raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(dead)}")
+        return self._cell(settings, {}, name)
 
     def _cell(self, settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
         name = control or level_names(levels) or "base"
@@ -299,6 +281,6 @@ class Study:
         """The studies that the tuned setting is chosen by: this one at each value, on the seeds of the tuning."""
         if self.plan.tune is None:
             return []
-        names = [cell.name for cell in self.cells]
-        plan = replace(self.plan, seeds=self.plan.tune.seeds, tune=replace(self.plan.tune, seeds=[]))
-        return [(value, Study(plan, self.base, dict.fromkeys(names, value))) for value in self.plan.tune.choices]
+        names, tune = [cell.name for cell in self.cells], self.plan.tune
+        plan = replace(self.plan, seeds=tune.seeds, tune=replace(tune, seeds=[]))
+        return [(value, Study(plan, self.base, dict.fromkeys(names, value))) for value in tune.choices]

@@ -29,12 +29,12 @@ CLAIMS: dict[str | None, type[Claims]] = {
 
 
 def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> str:
-    """Write report.md, the figures and the TensorBoard events into ``folder``.
+    """Write report.md, the figures and the TensorBoard events into ``folder``, in place of an earlier report.
 
     Args:
         study: The design.
         rows: All rows in ``folder``.
-        folder: Where to write; an earlier report is replaced.
+        folder: Where to write.
         command: The command that was typed.
 
     Returns:
@@ -89,6 +89,7 @@ def title(claims: Claims, name: str) -> str:
     return f"{topic}, not answered: {shortcoming}" if shortcoming else f"{topic}, answered"
 
 
+FACTOR = "learning_rate_factor"
 CELLS_EXPLAINED = (
     "Median (smallest–largest) over the seeds. *Exact*: greedy decoding from the prompt, with the vocabulary as it is "
     "read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the vocabulary of "
@@ -104,22 +105,23 @@ def cell_table(results: Results) -> str:
     """One line for each cell; it depends on the outcomes only."""
     epochs = "epochs_of_run_to_exact" if results.study.plan.outcome == "epochs_of_run" else "epochs_to_exact"
     columns: dict[str, Callable[[list[Outcome]], str]] = {
+        "exact in training vocabulary": lambda found: f"{sum(as_trained(o, 'exact') for o in found)}/{len(found)}",
         "error rate of the generated text": lambda found: spread(o["generated_char_error_rate"] for o in found),
         "first loss of the last stage": lambda found: spread(o["first_loss_of_stage"][-1] for o in found),
         "epochs to exactness": lambda found: epochs_spread(found, epochs),
         "final loss, dropout off": lambda found: spread(o["final_loss_dropout_off"] for o in found),
         "final loss, dropout on": lambda found: spread(o["final_loss_dropout_on"] for o in found),
+        "first update of the last stage": lambda found: spread(o.get("first_update_norm") for o in found),
+        "learning rate times": lambda found: spread(o[FACTOR] for o in found if FACTOR in o),
     }
-    outcomes = [outcome for _, _, outcome in results.runs]
-    if any(f"exact{IN_TRAINING}" in outcome for outcome in outcomes):
-        exact = {"exact in training vocabulary": lambda found: _share(found, lambda o: as_trained(o, "exact"))}
-        columns = {**exact, **columns}
-    if any("update_norm" in outcome for outcome in outcomes):
-        columns["first update of the last stage"] = lambda found: spread(o.get("first_update_norm") for o in found)
-    if any("learning_rate_factor" in outcome for outcome in outcomes):
-        columns["learning rate times"] = lambda found: spread(
-            o["learning_rate_factor"] for o in found if "learning_rate_factor" in o
-        )
+    measured = {name for _, _, outcome in results.runs for name in outcome}
+    for field, column in (
+        (f"exact{IN_TRAINING}", "exact in training vocabulary"),
+        ("update_norm", "first update of the last stage"),
+        (FACTOR, "learning rate times"),
+    ):
+        if field not in measured:
+            del columns[column]
     rows = []
     for cell, by_seed in results.by_cell.items():
         found = list(by_seed.values())
@@ -130,10 +132,6 @@ def cell_table(results: Results) -> str:
     return table(["cell", "parameters", "n", "exact", "95 % interval", *columns], rows)
 
 
-def _share(outcomes: list[Outcome], is_success: Callable[[Outcome], bool]) -> str:
-    return f"{sum(map(is_success, outcomes))}/{len(outcomes)}"
-
-
 def comparison_section(claims: Claims, title: str, family: Sequence[Comparison]) -> list[str]:
     """A table with one line for each comparison of a family, and the text that explains it."""
     if not family:
@@ -141,24 +139,22 @@ def comparison_section(claims: Claims, title: str, family: Sequence[Comparison])
     rows = [
         [
             each.factor, each.within, each.measure or "exactness", " / ".join(each.levels), " / ".join(each.shown),
-            _effect(each), f"{each.n}" + (f" ({each.left_out} diverged)" if each.left_out else ""),
+            "–" if each.effect is None
+            else f"{100 * each.effect:+.3g} %" if each.measure is None else f"× {each.effect:.3g}",
+            f"{each.n}" + (f" ({each.left_out} diverged)" if each.left_out else ""),
             shown_p(each.p).removeprefix("= "), shown_p(each.p_holm or 0).removeprefix("= "),
         ]
         for each in family
     ]  # fmt: skip
     header = ["factor", "within", "measure", "levels", "exact runs, or medians", "effect", "seeds", "p", "p (Holm)"]
-    n = len(claims.results.seeds)
-    few = (
-        f" **{n} seeds cannot tell**: no matched pair of cells could be significant."
-        if claims.cannot_tell(family)
-        else ""
-    )
-    return [
-        f"## {title}",
-        table(header, rows),
+    explained = (
         f"{COMPARISONS_EXPLAINED} All p-values of this table are corrected together after Holm, without those that are "
-        f"1 whatever the labels; below {SIGNIFICANCE} a difference counts as established.{few}",
-    ]
+        f"1 whatever the labels; below {SIGNIFICANCE} a difference counts as established."
+    )
+    if claims.cannot_tell(family):
+        n = len(claims.results.seeds)
+        explained += f" **{n} seeds cannot tell**: no matched pair of cells could be significant."
+    return [f"## {title}", table(header, rows), explained]
 
 
 COMPARISONS_EXPLAINED = (
@@ -170,12 +166,6 @@ COMPARISONS_EXPLAINED = (
     "that never became exact is censored; medians are Kaplan–Meier's. Runs of a seed share their first weights, as far "
     "as they are of one shape, and their dropout."
 )
-
-
-def _effect(each: Comparison) -> str:
-    if each.effect is None:
-        return "–"
-    return f"{100 * each.effect:+.3g} %" if each.measure is None else f"× {each.effect:.3g}"
 
 
 def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure], folder: Path) -> None:
@@ -201,7 +191,5 @@ def _provenance(rows: list[Row]) -> str:
         for row in {id(row.common): row for row in rows}.values()
         for part in row.common.made_with.values()
     }
-    return "\n".join(
-        [f"- {text}" for text in sorted(made_with)]
-        + [f"- {seconds} of computing, if no run had shared its beginning with another's"]
-    )
+    computing = f"{seconds} of computing, if no run had shared its beginning with another's"
+    return "\n".join(f"- {text}" for text in [*sorted(made_with), computing])
