@@ -12,23 +12,16 @@ from tinygpt_lightning.study.findings import SIGNIFICANCE, Comparison, families,
 from tinygpt_lightning.study.outcome import Outcome, as_trained
 from tinygpt_lightning.study.rows import Results
 
-NAMES = {
-    "exactness": "exactness",
-    "loss": "the final loss",
-    "epochs": "the epochs to exactness",
-    "epochs_of_run": "the epochs to exactness",
-}
+TO_EXACTNESS = "the epochs to exactness"
+NAMES = {"exactness": "exactness", "loss": "the final loss", "epochs": TO_EXACTNESS, "epochs_of_run": TO_EXACTNESS}
 
 
 class Claims:
     """The statements about a study that follow from its design alone.
 
-    Args:
-        results: The outcomes.
-
     Attributes:
-        primary: All comparisons on the outcome that the study is about, corrected together.
-        secondary: All comparisons on other measures, corrected together.
+        primary: The comparisons that answer the question of the study, corrected together.
+        secondary: All others, corrected together.
     """
 
     def __init__(self, results: Results) -> None:
@@ -90,8 +83,7 @@ class Claims:
         if not self.established:
             return []
         best = min((each for each in self.primary if each.established), key=lambda each: each.p)
-        (first, second), (one, other) = best.levels, best.shown
-        said = f"{best.factor} {first} gives {one}, {second} {other}"
+        said = f"{best.factor} {best.levels[0]} gives {best.shown[0]}, {best.levels[1]} {best.shown[1]}"
         what = "Runs that are exact" if best.measure is None else f"Median of the {best.measure}"
         return [f"{what}: {said} ({best.within}; p {shown_p(best.p_holm or 0)} after Holm)."]
 
@@ -171,10 +163,6 @@ def spread(values: Iterable[float | None]) -> str:
 
 def epochs_spread(outcomes: Sequence[Outcome], name: str = "epochs_to_exact") -> str:
     """Kaplan–Meier median and range of the epochs to exactness, and the seeds without it or that lost it again.
-
-    Args:
-        outcomes: The seeds of a cell.
-        name: Field of the epochs.
 
     >>> outcomes = [{"epochs_to_exact": epochs, "exact": epochs == 3} for epochs in (3, 5, None)]
     >>> epochs_spread(outcomes)

@@ -137,13 +137,10 @@ def frontier_figure(points: list[Point]) -> Figure:
     places = {size: x for x, size in enumerate(sorted(sizes))}
     figure = Figure(figsize=(2.2 + 1.15 * len(places), 6.5), layout="constrained")
     axes = figure.add_subplot()
-    xs = [places[point.parameters, point.size] for point in points]
-    shares = axes.scatter(
-        xs, [point.steps for point in points], c=[100 * point.k / point.n for point in points],
-        cmap="viridis", vmin=0, vmax=100, s=1600, edgecolors=GREY,
-    )  # fmt: skip
-    for x, point in zip(xs, points, strict=True):
-        share = 100 * point.k / point.n
+    xs, percent = [places[point.parameters, point.size] for point in points], [100 * p.k / p.n for p in points]
+    steps = [point.steps for point in points]
+    shares = axes.scatter(xs, steps, c=percent, cmap="viridis", vmin=0, vmax=100, s=1600, edgecolors=GREY)
+    for x, point, share in zip(xs, points, percent, strict=True):
         low, high = clopper_pearson(point.k, point.n)
         colour = "white" if share < 60 else BLACK
         for text, height, size in ((f"{share:.4g}", 4, 9), (f"{100 * low:.1f}–{100 * high:.1f}", -6, 6)):
@@ -151,9 +148,9 @@ def frontier_figure(points: list[Point]) -> Figure:
                 text, (x, point.steps), (0, height), textcoords="offset points", ha="center", va="center",
                 color=colour, fontsize=size,
             )  # fmt: skip
-    for record, steps in RECORDS:
+    for record, step in RECORDS:
         x = next(x for (parameters, _), x in places.items() if parameters == record)
-        axes.scatter(x, steps, marker="*", s=320, color=RED)
+        axes.scatter(x, step, marker="*", s=320, color=RED)
     axes.set_xticks(range(len(places)), [f"{parameters:,}\n{size}" for parameters, size in places], fontsize=9)
     axes.set_xlim(-0.6, len(places) - 0.4)
     axes.set_yscale("log")
@@ -167,10 +164,8 @@ def frontier_figure(points: list[Point]) -> Figure:
     star = Line2D([], [], marker="*", ls="", markersize=14, color=RED)
     words = "published by the original's author, one run each"
     figure.legend([star], [words], loc="outside lower center", frameon=False)
-    figure.suptitle(
-        "How small, and how long: seeds that say the sentence exactly, in %, with 95 % Clopper–Pearson intervals",
-        weight="bold",
-    )
+    about = "seeds that say the sentence exactly, in %, with 95 % Clopper–Pearson intervals"
+    figure.suptitle(f"How small, and how long: {about}", weight="bold")
     return figure
 
 

@@ -18,11 +18,7 @@ UNDECIDED = "makes no established difference"
 
 
 class Many(Claims):
-    """Epochs to exactness with the optimizer kept or new, at each level of the factor ``pairs``.
-
-    Args:
-        results: The outcomes.
-    """
+    """Epochs to exactness with the optimizer kept or new, at each level of the factor ``pairs``."""
 
     def __init__(self, results: Results) -> None:
         super().__init__(results)
@@ -41,10 +37,9 @@ class Many(Claims):
     @override
     def evidence(self) -> list[str]:
         epochs = "; ".join(f"{_pairs(each)}: {' / '.join(each.shown)}" for each in self.primary)
-        return [
-            f"Epochs until all pairs are exact, {' / '.join(self.primary[0].levels)} (medians of "
-            f"{len(self.results.seeds)} seeds, each at its best learning rate): {epochs}."
-        ] if self.primary else []  # fmt: skip
+        about = f"(medians of {len(self.results.seeds)} seeds, each at its best learning rate)"
+        levels = " / ".join(self.primary[0].levels) if self.primary else ""
+        return [f"Epochs until all pairs are exact, {levels} {about}: {epochs}."] if levels else []
 
     @override
     def remarks(self) -> list[str]:
@@ -52,8 +47,7 @@ class Many(Claims):
 
     @override
     def sections(self) -> list[str]:
-        header = ["pairs", "epochs", "exact seeds", "p (Holm)", "a new optimizer", "rise of the loss"]
-        rows = []
+        header, rows = ["pairs", "epochs", "exact seeds", "p (Holm)", "a new optimizer", "rise of the loss"], []
         for each in self.primary:
             sides = [self.results.by_cell[cell].values() for cell in self._cells(each)]
             exact = " / ".join(str(sum(outcome["exact"] for outcome in side)) for side in sides)

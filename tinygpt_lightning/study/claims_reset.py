@@ -146,24 +146,17 @@ WHY = (
 class Share:
     """The fraction of the whole reset's effect on the logarithm of the final loss that a cell has.
 
-    Args:
-        cell: The cell.
-        losses: Final losses, dropout off; None for NaN and inf.
-        lower: Number of seeds whose loss is lower than with everything kept.
-        higher: Number of seeds whose loss is higher.
-        mean: Mean fraction over the seeds: 0 is everything kept, 1 is everything new. None if a loss is NaN or inf,
-            or the whole reset does not lower the loss of every seed.
-        interval: Student's 95 % interval of the mean.
-        p: Two-sided p-value of the sign test against everything kept, after Holm's correction.
+    It is 0 with everything kept, and 1 with everything new. None stands for a fraction if a loss is NaN or inf, or the
+    whole reset does not lower the loss of every seed.
     """
 
     cell: Cell
-    losses: list[float | None]
-    lower: int
+    losses: list[float | None]  # final losses, dropout off; None for NaN and inf
+    lower: int  # seeds whose loss is lower than with everything kept
     higher: int
-    mean: float | None
-    interval: Interval | None
-    p: float
+    mean: float | None  # of the fraction, over the seeds
+    interval: Interval | None  # Student's 95 % interval of the mean
+    p: float  # of the two-sided sign test against everything kept, after Holm's correction
 
     @property
     def new(self) -> frozenset[str]:

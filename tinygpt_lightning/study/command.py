@@ -63,7 +63,7 @@ def study(args: Sequence[str]) -> None:
 
     try:
         typed = f"{PROGRAM} study {shlex.join(args)}"
-        complete = Runner(tuned(asked, folder, typed), folder).run(typed)
+        complete = Runner(tuned(asked, folder), folder).run(typed)
     except KeyboardInterrupt:
         fail("interrupted; the same command continues after the finished rows", 128 + signal.SIGINT)
     if not complete:

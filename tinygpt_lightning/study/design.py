@@ -177,17 +177,11 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A condition that every seed runs through: a combination of levels, or a control.
+    """A condition that every seed runs through: a combination of levels, or a control."""
 
-    Args:
-        levels: Factor to level, without the factors that change nothing here (a run of one stage has no boundary).
-        recipe: The resulting settings of a run.
-        control: Name of the control; null for a combination of levels.
-    """
-
-    levels: Mapping[str, str]
+    levels: Mapping[str, str]  # factor to level, without factors that change nothing (one stage has no boundary)
     recipe: Recipe
-    control: str | None = None
+    control: str | None = None  # name of the control
 
     @property
     def name(self) -> str:

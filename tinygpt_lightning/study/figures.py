@@ -112,12 +112,7 @@ def _draw_share(axes: Axes, k: int, n: int, y: float, **marks: object) -> None:
 
 
 def curve_figure(results: Results, curve: str) -> Figure:
-    """A curve by epoch, for every cell: the median over seeds, and a band from the lowest to the highest seed.
-
-    Args:
-        results: The outcomes.
-        curve: Name of the curve in an outcome, one of `CURVES`.
-    """
+    """One of `CURVES` by epoch, for every cell: the median over seeds, and a band from the lowest to the highest."""
     drawn = {cell: how for cell, how in looks(results.study).items() if results.by_cell[cell]}
     panels = list(dict.fromkeys(how.panel for how in drawn.values()))
     columns = min(len(panels), MOST_COLUMNS)

@@ -53,33 +53,19 @@ class Comparison:
     seed that are exchangeable, which runs of one level that share a beginning are not; sign flips need differences
     that are symmetric under the null, which they are not if one level has more runs. For one pair of cells both are
     McNemar's exact test.
-
-    Args:
-        factor: Name of the factor.
-        within: The part of the design that is compared.
-        levels: The two levels.
-        measure: Name of the measure; None means exactness.
-        n: Number of seeds that have all runs at both levels, with the measure.
-        left_out: Number of seeds that lack the measure in some run, because its loss diverged.
-        shown: Summary of each level: exact runs of all runs, or the median.
-        effect: For exactness the difference of the exact shares, first less second; for the others the ratio of
-            geometric means, first to second. None for epochs.
-        p: Two-sided p-value.
-        informative: Whether any result of these seeds could have a p-value below 1.
-        p_holm: The p-value after Holm's correction for all informative tests of its family; None before it.
     """
 
     factor: str
-    within: str
+    within: str  # the part of the design that is compared
     levels: tuple[str, str]
-    measure: str | None
-    n: int
-    left_out: int
-    shown: tuple[str, str]
-    effect: float | None
-    p: float
-    informative: bool
-    p_holm: float | None = None
+    measure: str | None  # None means exactness
+    n: int  # seeds that have all runs at both levels, with the measure
+    left_out: int  # seeds that lack the measure in some run, because its loss diverged
+    shown: tuple[str, str]  # of each level: exact runs of all runs, or the median
+    effect: float | None  # difference of the exact shares, or ratio of geometric means, first to second; None: epochs
+    p: float  # two-sided
+    informative: bool  # whether any result of these seeds could have a p-value below 1
+    p_holm: float | None = None  # after Holm's correction for all informative tests of its family; None before it
 
     @property
     def established(self) -> bool:
@@ -144,11 +130,7 @@ def _median(results: Results, runs: Sequence[Run], measure: str) -> str:
 
 
 def median_epochs(epochs: Sequence[float | None], ends: Sequence[int]) -> str:
-    """The Kaplan–Meier median of epochs to exactness, as text.
-
-    Args:
-        epochs: Epochs of each run; None if it never became exact.
-        ends: Epochs after which each run is censored.
+    """The Kaplan–Meier median of epochs to exactness, as text; a run that never became exact is censored at its end.
 
     >>> median_epochs([3, 5, None], [9, 9, 9]), median_epochs([3, None, None], [9, 9, 9])
     ('5', 'more than 9')

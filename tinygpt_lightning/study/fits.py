@@ -21,20 +21,13 @@ from tinygpt_lightning.trained import TrainedGPT
 
 
 class Recorder(Callback):
-    """Keeps the curves of a fit.
-
-    Attributes:
-        losses: Training loss of each epoch, in nats.
-        exact: Whether every pair is an exact match after each epoch.
-        ends: Epochs of the run after which a stage was over.
-        validation_loss: Loss after the last epoch, dropout off, in nats.
-    """
+    """Keeps the curves of a fit; losses are in nats."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.exact: list[bool] = []
-        self.ends: list[int] = []
-        self.validation_loss = float("nan")
+        self.losses: list[float] = []  # training loss of each epoch
+        self.exact: list[bool] = []  # whether every pair is an exact match after each epoch
+        self.ends: list[int] = []  # epochs of the run after which a stage was over
+        self.validation_loss = float("nan")  # after the last epoch, dropout off
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,16 +42,10 @@ class Recorder(Callback):
 
 
 def fit_outcome(recipe: Recipe, seed: int, device: torch.device, curve_points: int) -> Outcome:
-    """Train one seed as `fit` does, and return its outcome.
+    """Train one seed as `fit` does, and return its outcome, with ``curve_points`` epochs of a long curve.
 
     With many pairs a run is exact if every pair is, its text has one line for each pair that is not, and the error
     rate is over all pairs. The loss with dropout after the last update is not measured: it is None.
-
-    Args:
-        recipe: Settings of the run.
-        seed: Its seed.
-        device: Where to compute.
-        curve_points: Number of epochs of a long curve that are kept.
     """
     start = time.perf_counter()
     recorder = Recorder()

@@ -27,12 +27,9 @@ def as_trained(outcome: Outcome, name: str) -> Any:
 
 @torch.no_grad()
 def outcomes(ensemble: Ensemble, recipe: Recipe, curve_points: int) -> dict[int, Outcome]:
-    """The outcome of each seed. NaN and inf (a diverged loss) become None.
+    """The outcome of each seed at the end of a run, with ``curve_points`` epochs of a long curve.
 
-    Args:
-        ensemble: The replicates at the end of the run.
-        recipe: Settings of the run.
-        curve_points: Number of epochs of a long curve that are kept.
+    NaN and inf (a diverged loss) become None.
     """
     ensemble.note_exactness()
     loss_on = ensemble.loss_with_dropout().tolist()

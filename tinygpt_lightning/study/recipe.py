@@ -99,33 +99,19 @@ DEFAULTS = dataclasses.asdict(TrainerSettings())
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """Everything that determines a run, except its seed.
+    """Everything that determines a run, except its seed."""
 
-    Args:
-        settings: All settings as plain values; a row of results stores them.
-        config: Sizes and dropout of the model.
-        loss_on: Whether the loss is over all characters or over those of the answer.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the scheduler from the optimizer; None means a constant rate. It steps once an epoch.
-        taught: The pair to learn.
-        vocabulary: The symbols of the pair, with the ids of stage 1.
-        stages: The stages, in order.
-        renumber: Whether the vocabulary is renumbered after the first stage, as in the original project.
-        trainer: Settings of the Trainer.
-        alone: Why the stacked engine cannot train it, so that it needs one `fit` at a time; None if it can.
-    """
-
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # all of them as plain values, which the rows of results store
     config: GPTConfig
     loss_on: Literal["all", "answer"]
     optimizer: OptimizerCallable
-    lr_scheduler: LRSchedulerCallable | None
+    lr_scheduler: LRSchedulerCallable | None  # it steps once an epoch; None means a constant rate
     taught: Taught
-    vocabulary: CharTokenizer
+    vocabulary: CharTokenizer  # the symbols of the pair, with the ids of stage 1
     stages: list[StudyStage]
-    renumber: bool
+    renumber: bool  # whether the vocabulary is renumbered after the first stage, as in the original project
     trainer: TrainerSettings
-    alone: str | None = None
+    alone: str | None = None  # why the stacked engine cannot train it, so that it needs one `fit`; None if it can
 
     @functools.cached_property
     def key(self) -> str:

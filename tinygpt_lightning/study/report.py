@@ -29,16 +29,13 @@ CLAIMS: dict[str | None, type[Claims]] = {
 
 
 def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> str:
-    """Write report.md, the figures and the TensorBoard events into ``folder``, in place of an earlier report.
+    """Write report.md, the figures and the TensorBoard events; returns the opening paragraph.
 
     Args:
         study: The design.
         rows: All rows in ``folder``.
-        folder: Where to write.
+        folder: Where to write; an earlier report is replaced.
         command: The command that was typed.
-
-    Returns:
-        The opening paragraph.
     """
     results = Results(study, rows)
     claims = CLAIMS[study.plan.claims](results)

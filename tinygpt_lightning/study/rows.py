@@ -32,15 +32,10 @@ class RowsError(UsageError):
 
 @dataclass(frozen=True)
 class Common:
-    """What the runs of a cell share.
+    """What the runs of a cell share."""
 
-    Args:
-        settings: Everything that determines a run, except its seed.
-        made_with: Engine and versions, on which the last bits of an outcome depend.
-    """
-
-    settings: Settings
-    made_with: dict[str, Any]
+    settings: Settings  # everything that determines a run, except its seed
+    made_with: dict[str, Any]  # engine and versions, on which the last bits of an outcome depend
 
     @functools.cached_property
     def key(self) -> str:
@@ -60,22 +55,13 @@ class Common:
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run.
-
-    Args:
-        common: What it shares with other runs.
-        cell: Name of its cell.
-        levels: Factor to level.
-        seed: Its seed.
-        seconds: Computing time, shared beginnings included.
-        outcome: Its outcome.
-    """
+    """A finished run."""
 
     common: Common
-    cell: str
-    levels: Mapping[str, str]
+    cell: str  # the cell's name
+    levels: Mapping[str, str]  # factor to level
     seed: int
-    seconds: float
+    seconds: float  # of computing, shared beginnings included
     outcome: Outcome
 
     @property
@@ -209,19 +195,13 @@ def first_difference(settings: Any, others: Any, path: str = "") -> tuple[str, A
     """
     if not (isinstance(settings, dict) and isinstance(others, dict)):
         return None if settings == others else (path, settings, others)
-    names = sorted({*settings, *others})
-    differences = (
-        first_difference(settings.get(name), others.get(name), f"{path}.{name}" if path else name) for name in names
-    )
-    return next((difference for difference in differences if difference), None)
+    start = f"{path}." if path else ""
+    parts = (first_difference(settings.get(n), others.get(n), start + n) for n in sorted({*settings, *others}))
+    return next((difference for difference in parts if difference), None)
 
 
 class RowWriter:
-    """Appends rows to a file of this process.
-
-    Args:
-        path: The file.
-    """
+    """Appends rows to a file of this process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -234,12 +214,11 @@ class RowWriter:
             OSError: If it fails; the file is as before, and the rows are kept for the next write.
         """
         self._pending += [row.line for row in rows]
-        if not self._pending:
+        if not (content := b"".join(self._pending)):
             return
         with self.path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                content = b"".join(self._pending)
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
                 os.fsync(file.fileno())

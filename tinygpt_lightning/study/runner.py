@@ -90,7 +90,7 @@ class Runner:
         rank: Number of this process among those of one command, from 0.
 
     Raises:
-        UsageError: If Fabric cannot use these settings.
+        UsageError: If Fabric cannot use the plan's settings.
     """
 
     def __init__(self, study: Study, folder: Path, rank: int = 0) -> None:
@@ -105,12 +105,11 @@ class Runner:
         self.left = set(self.runs)
         self.progress: WorkProgress | None = None
 
-    def run(self, command: str, is_tuning: bool = False) -> bool:
+    def run(self, command: str | None = None) -> bool:
         """Run everything that is missing, then write rows and report.
 
         Args:
-            command: The command that was typed, for the report.
-            is_tuning: Whether to write rows only.
+            command: The command that was typed, for the report; None means that there is none, as for a tuning.
 
         Returns:
             Whether every run of the design has a row, and not all of them diverged.
@@ -135,7 +134,7 @@ class Runner:
                 time.sleep(POLL_SECONDS)
                 self.work(claims)
             _report_deaths(others)
-            return self._gather(command, is_tuning)
+            return self._gather(command)
 
     def work(self, claims: Claims) -> None:
         """Compute the chunks that no other process computes, until there is none left."""
@@ -202,25 +201,25 @@ class Runner:
         plan = self.plan
         engine: dict[str, Any] = {"device": self.device.type, "threads": plan.threads}
         engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk}
-        return {"engine": engine, "versions": _versions()}
+        versions = {name: metadata.version(name) for name in ("tinygpt-lightning", "torch", "lightning")}
+        return {"engine": engine, "versions": {"python": platform.python_version(), **versions}}
 
     def _start_others(self) -> dict[int, BaseProcess]:
         self.progress = WorkProgress("study", "runs", len(self.left))
-        context = multiprocessing.get_context("spawn")
+        make, arguments = multiprocessing.get_context("spawn").Process, (self.plan, self.study.base, self.study.tuned)
         others: dict[int, BaseProcess] = {}
         for rank in range(1, self.plan.fabric.devices):
-            arguments = (self.study.plan, self.study.base, self.study.tuned, self.folder, rank)
-            others[rank] = context.Process(target=_other_process, args=arguments, daemon=True)
+            others[rank] = make(target=_other_process, args=(*arguments, self.folder, rank), daemon=True)
             others[rank].start()
         return others
 
-    def _gather(self, command: str, is_tuning: bool) -> bool:
+    def _gather(self, command: str | None) -> bool:
         finished, _ = rows.load(self.folder)
         order = {run: number for number, run in enumerate(self.runs)}
         # Rows of an earlier, larger design are kept, after those of this one.
         finished.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
         rows.save(self.folder, finished)
-        if not is_tuning:
+        if command:
             print(write_report(self.study, finished, self.folder, command))
             say(f"report: {self.folder / 'report.md'}")
         results = rows.Results(self.study, finished)
@@ -231,25 +230,20 @@ class Runner:
         return not results.missing and results.diverged < len(results.runs)
 
 
-def tuned(study: Study, folder: Path, command: str) -> Study:
+def tuned(study: Study, folder: Path) -> Study:
     """Choose the tuned setting of each cell, on the seeds of the tuning, and return the study with it.
 
-    Args:
-        study: The design.
-        folder: Folder of the results; those of the tuning are in a folder ``tuning`` in it.
-        command: The command that was typed.
+    The results of the tuning are in a folder ``tuning`` in the ``folder`` of the results.
     """
     measures = [MEASURES[name] for name in (OUTCOMES[study.plan.outcome], LOSS) if name]
     found: dict[str, list[tuple[float, ...]]] = {}  # of each cell: its medians, and the index of the value
     candidates = study.tuning()
     for index, (_, candidate) in enumerate(candidates):
         place = folder / "tuning" / str(index)
-        Runner(candidate, place).run(command, is_tuning=True)
+        Runner(candidate, place).run()
         for cell, by_seed in rows.Results(candidate, rows.load(place)[0]).by_cell.items():
             values = [[measure(outcome) for outcome in by_seed.values()] for measure in measures]
-            medians = [
-                median([math.inf if value is None else value for value in each] or [math.inf]) for each in values
-            ]
+            medians = (median([math.inf if v is None else v for v in each] or [math.inf]) for each in values)
             found.setdefault(cell.name, []).append((*medians, index))
     best = {name: candidates[int(min(tried)[-1])][0] for name, tried in found.items()}
     return Study(study.plan, study.base, best) if best else study
@@ -267,11 +261,6 @@ def _report_deaths(others: dict[int, BaseProcess]) -> None:
             how = f"was killed (signal {-code})" if code < 0 else f"failed (exit code {code})"
             say(f"process {rank} {how}: the others take over its runs")
             del others[rank]
-
-
-def _versions() -> dict[str, str]:
-    names = ("tinygpt-lightning", "torch", "lightning")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def _device(settings: FabricSettings, rank: int) -> torch.device:
