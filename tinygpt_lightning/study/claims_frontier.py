@@ -80,7 +80,7 @@ class Frontier(Claims):
         if not self.smallest:
             return "no network learns the sentence"
         n = len(self.results.seeds)
-        is_open = clopper_pearson(n, n).low < 1 - OPEN
+        is_open = clopper_pearson(n, n)[0] < 1 - OPEN
         return f"{n} seeds leave more than {100 * OPEN:.0f} % of all seeds open, whatever they do" if is_open else None
 
     @override

@@ -17,7 +17,7 @@ from tinygpt_lightning.study.findings import SIGNIFICANCE, SMALLEST
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.recipe import ADAMS_STATE
 from tinygpt_lightning.study.rows import Results
-from tinygpt_lightning.study.statistics import Interval, holm, mean_interval, sign_flip
+from tinygpt_lightning.study.statistics import holm, mean_interval, sign_flip
 
 CARRIES = 0.9  # least fraction of the reset's effect that counts as nearly all of it
 
@@ -87,15 +87,13 @@ class Reset(Claims):
         rows = [
             [
                 share.cell.name, share.loss, str(share.exploded), "–" if share.mean is None else f"{share.mean:.3f}",
-                f"{share.interval.low:.3f} to {share.interval.high:.3f}" if share.interval else "–",
+                "–" if share.interval is None else "{:.3f} to {:.3f}".format(*share.interval),
                 f"{share.lower} / {share.higher}", f"{share.p:.2g}",
             ]
             for share in self.shares
         ]  # fmt: skip
-        header = [
-            "cell", "final loss, median", "seeds above knowing nothing", "share of the reset's effect",
-            "95 % interval", "seeds lower / higher than kept", "p (Holm)",
-        ]  # fmt: skip
+        header = ["cell", "final loss, median", "seeds above knowing nothing", "share of the reset's effect"]
+        header += ["95 % interval", "seeds lower / higher than kept", "p (Holm)"]
         return [
             "## What each part of the state does",
             table(header, rows),
@@ -115,12 +113,11 @@ class Reset(Claims):
         figure = Figure(figsize=(7 * len(curves), 5.6), layout="constrained")
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves, strict=True):
             for share in self.shares:
-                is_new = [name in share.new for name in ADAMS_STATE]
-                control = share.cell.control is not None
-                colour = BLACK if control else COLOURS[2 * is_new[0] + is_new[1]]
-                style = "-." if control else "-" if is_new[2] else "--"
-                words = f"new: {listed(sorted(share.new))}" if share.new else "everything kept"
-                draw_curve(axes, self.results, share.cell, curve, colour, style, share.cell.control or words)
+                first, second, step = (name in share.new for name in ADAMS_STATE)
+                label = f"new: {listed(sorted(share.new))}" if share.new else "everything kept"
+                looks = COLOURS[2 * first + second], "-" if step else "--", label
+                control = share.cell.control
+                draw_curve(axes, self.results, share.cell, curve, *((BLACK, "-.", control) if control else looks))
             finish_curves(axes, self.results, curve)
             axes.set_ylabel(CURVES[curve])
         place_legend(figure, figure.axes[0].get_lines())
@@ -155,7 +152,7 @@ class Share:
     lower: int  # seeds whose loss is lower than with everything kept
     higher: int
     mean: float | None  # of the fraction, over the seeds
-    interval: Interval | None  # Student's 95 % interval of the mean
+    interval: tuple[float, float] | None  # Student's 95 % interval of the mean
     p: float  # of the two-sided sign test against everything kept, after Holm's correction
 
     @property

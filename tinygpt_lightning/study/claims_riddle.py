@@ -178,31 +178,20 @@ def cipher_figure(cell: Cell, seed: int, outcome: Outcome) -> Figure:
     axes.set_xlim(-6.2, COLUMNS + 0.1)
     axes.set_ylim(lines * (len(readings) + 0.7) - 0.6, -0.1)
     axes.axis("off")
-    figure.suptitle(
-        f"What the network said ({cell.name}, seed {seed}): one set of weights, two vocabularies", weight="bold"
-    )
-    handles = [
-        Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="white", label=label)
-        for colour, label in ((GIVEN, "given"), (RIGHT, "right"), (WRONG, "wrong"))
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    about = f"({cell.name}, seed {seed}): one set of weights, two vocabularies"
+    figure.suptitle(f"What the network said {about}", weight="bold")
+    patches = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="white") for colour in (GIVEN, RIGHT, WRONG)]
+    figure.legend(patches, ["given", "right", "wrong"], loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def _readings(outcome: Outcome, text: str) -> list[tuple[str, list[str]]]:
-    return [
-        ("the sentence", symbols(text)),
-        ("vocabulary of training", symbols(as_trained(outcome, "text"))),
-        ("as read back", symbols(outcome["text"])),
-    ]
+    texts = {"the sentence": text, "vocabulary of training": as_trained(outcome, "text")}
+    return [(name, symbols(each)) for name, each in {**texts, "as read back": outcome["text"]}.items()]
 
 
 def _draw_character(axes: Axes, x: float, y: float, character: str, colour: str) -> None:
     axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", lw=1.5))
-    special = len(character) > 1
-    shown = character.strip("<>") if special else {" ": "␣", "\n": "↵"}.get(character, character)
-    faint = character in (" ", "\n")
-    axes.text(
-        x + 0.5, y + 0.54, shown, ha="center", va="center", fontsize=8 if special else 13,
-        color=GREY if faint else "black",
-    )  # fmt: skip
+    size, colour = 8 if len(character) > 1 else 13, GREY if character in (" ", "\n") else "black"
+    shown = {" ": "␣", "\n": "↵"}.get(character, character.strip("<>") if len(character) > 1 else character)
+    axes.text(x + 0.5, y + 0.54, shown, ha="center", va="center", fontsize=size, color=colour)

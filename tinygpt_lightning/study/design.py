@@ -199,16 +199,12 @@ def level_names(levels: Mapping[str, str]) -> str:
 
 
 class Study:
-    """A full factorial over a plan's factors, and its controls, with the same seeds in every cell.
+    """A full factorial over a plan's factors, then its controls, with the same seeds in every cell.
 
     Args:
         plan: The design.
         base: The complete settings of a run, which factors and controls change.
         tuned: The value of the plan's tuned setting, by the name of the cell; None before it is chosen.
-
-    Attributes:
-        factors: The factors of the design.
-        cells: All combinations of levels, then the controls.
 
     Raises:
         UsageError: If a cell cannot be trained, two cells are the same run, or a factor changes nothing anywhere.

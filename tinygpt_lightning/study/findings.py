@@ -1,8 +1,7 @@
-"""Which factors matter: comparisons of levels, paired by seed, that the design fixes before there are results.
+"""Which factors matter: comparisons of levels in matched cells, which the design fixes before there are results.
 
 Two levels of a factor are compared within each level of the first factor, and those of the first factor within each
 level of the second: effects often depend on another factor, and the order of the factors in the config says which one.
-Only matched cells are compared: cells that agree in every other factor that both levels have.
 """
 
 from __future__ import annotations

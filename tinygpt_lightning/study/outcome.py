@@ -11,7 +11,6 @@ import torch
 from torchmetrics.functional.text import char_error_rate
 
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.study.ensemble import Ensemble
 from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.trained import TrainedGPT
@@ -83,15 +82,12 @@ def number(value: float) -> float | None:
 
 def generated(recipe: Recipe, model: TinyGPT) -> Outcome:
     """Generate greedily from the prompt, with the vocabulary that is saved and, if another one, that of training."""
-    stages = len(recipe.stages)
-    trained_with, read_with = recipe.tokenizer(stages - 1), recipe.tokenizer(stages)
-    outcome = _generated(recipe, model, read_with)
-    if read_with.vocab != trained_with.vocab:
-        outcome |= {f"{name}{IN_TRAINING}": value for name, value in _generated(recipe, model, trained_with).items()}
+    outcome: Outcome = {}
+    trained_with, read_with = (recipe.tokenizer(len(recipe.stages) - 1 + later) for later in (0, 1))
+    readings = {"": read_with} if read_with.vocab == trained_with.vocab else {"": read_with, IN_TRAINING: trained_with}
+    for suffix, tokenizer in readings.items():
+        text = TrainedGPT(model, tokenizer, recipe.taught).complete(recipe.prompt)
+        rate = number(char_error_rate([text], [recipe.text]).item())
+        fields = {"exact": text == recipe.text, "text": text, "generated_char_error_rate": rate}
+        outcome |= {f"{name}{suffix}": value for name, value in fields.items()}
     return outcome
-
-
-def _generated(recipe: Recipe, model: TinyGPT, tokenizer: CharTokenizer) -> Outcome:
-    text = TrainedGPT(model, tokenizer, recipe.taught).complete(recipe.prompt)
-    error_rate = number(char_error_rate([text], [recipe.text]).item())
-    return {"exact": text == recipe.text, "text": text, "generated_char_error_rate": error_rate}

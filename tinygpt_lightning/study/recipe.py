@@ -177,12 +177,8 @@ class RecipeParser(Parser):
         one_stage = [Namespace(dataclasses.asdict(StudyStage(epochs=30)))]  # type: ignore[no-untyped-call]
         self.add_argument("--stages", type=list[StudyStage], default=one_stage, help="The stages, in order.")
         self.add_class_arguments(TrainerSettings, "trainer", instantiate=True)
-        self.add_argument(
-            "--renumber",
-            type=bool,
-            default=False,
-            help="Whether the vocabulary is renumbered after the first stage, as in the original project.",
-        )
+        about = "Whether the vocabulary is renumbered after the first stage, as in the original project."
+        self.add_argument("--renumber", type=bool, default=False, help=about)
 
     def plain(self, settings: Any) -> dict[str, Any]:
         """Parsed settings as plain values, without steps and the vocabulary's size, which follows from the data."""
@@ -241,23 +237,19 @@ def _read(settings: str) -> Recipe:
     )  # fmt: skip
     alone = _check(recipe)
     if alone and (recipe.renumber or any(stage.intervenes for stage in recipe.stages)):
-        raise UsageError(
-            f"{alone} needs one fit at a time: expected no renumber, keep, weights or first_update, which only the "
-            "stacked engine has"
-        )
+        only = "renumber, keep, weights or first_update, which only the stacked engine has"
+        raise UsageError(f"{alone} needs one fit at a time: expected no {only}")
     return dataclasses.replace(recipe, alone=alone)
 
 
 def _check(recipe: Recipe) -> str | None:
     """Check the stages; returns the first setting that the stacked engine cannot train."""
     alone = [f"data.path ({len(recipe.taught.pairs)} pairs)"] if "path" in recipe.settings["data"] else []
-    alone += [
-        f"trainer.{name}" for name, value in recipe.settings.get("trainer", {}).items() if value != DEFAULTS[name]
-    ]
+    trainer = recipe.settings.get("trainer", {})
+    alone += [f"trainer.{name}" for name, value in trainer.items() if value != DEFAULTS[name]]
     if not recipe.stages:
         raise UsageError("stages: expected at least one stage, got none")
-    first = recipe.stages[0]
-    if first.intervenes:
+    if recipe.stages[0].intervenes:
         raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage precedes it")
     before = None
     for number, stage in enumerate(recipe.stages):
@@ -276,15 +268,12 @@ def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimize
     """Check a stage; returns what the stacked engine cannot do."""
     if (stage.interval, stage.frequency, stage.monitor) != ("epoch", 1, None):
         raise ValueError("interval, frequency, monitor: expected epoch, 1 and null, since a study's schedulers step so")
-    alone = ["until"] if stage.until is not None else []
+    alone = [name for name in ("until", "freeze", "restore_best", "reload_dataloaders") if getattr(stage, name)]
     alone += [f"the optimizer {kind.__name__}, which is not elementwise,"] if kind.__name__ not in ELEMENTWISE else []
     if stage.keep and (not set(stage.keep) <= set(ADAMS_STATE) or not issubclass(kind, torch.optim.Adam)):
-        raise ValueError(
-            f"keep: expected {', '.join(ADAMS_STATE)} of Adam or AdamW, got {', '.join(stage.keep)} of {kind.__name__}"
-        )
+        got = f"{', '.join(stage.keep)} of {kind.__name__}"
+        raise ValueError(f"keep: expected {', '.join(ADAMS_STATE)} of Adam or AdamW, got {got}")
     if before and kind != before and not stage.keeps_nothing:
-        raise ValueError(
-            "reset_optimizer: expected true, or the optimizer class of the stage before, "
-            f"got {kind.__name__} after {before.__name__}"
-        )
+        got = f"{kind.__name__} after {before.__name__}"
+        raise ValueError(f"reset_optimizer: expected true, or the optimizer class of the stage before, got {got}")
     return alone

@@ -81,9 +81,9 @@ def tuning_section(claims: Claims) -> list[str]:
 
 def title(claims: Claims, name: str) -> str:
     """The title, which says whether the report answers its question."""
-    topic = claims.results.study.plan.title or name
     shortcoming = claims.shortcoming()
-    return f"{topic}, not answered: {shortcoming}" if shortcoming else f"{topic}, answered"
+    answered = f"not answered: {shortcoming}" if shortcoming else "answered"
+    return f"{claims.results.study.plan.title or name}, {answered}"
 
 
 FACTOR = "learning_rate_factor"
@@ -111,14 +111,12 @@ def cell_table(results: Results) -> str:
         "first update of the last stage": lambda found: spread(o.get("first_update_norm") for o in found),
         "learning rate times": lambda found: spread(o[FACTOR] for o in found if FACTOR in o),
     }
-    measured = {name for _, _, outcome in results.runs for name in outcome}
-    for field, column in (
-        (f"exact{IN_TRAINING}", "exact in training vocabulary"),
-        ("update_norm", "first update of the last stage"),
-        (FACTOR, "learning rate times"),
-    ):
-        if field not in measured:
-            del columns[column]
+    fields = {
+        f"exact{IN_TRAINING}": "exact in training vocabulary", "update_norm": "first update of the last stage",
+        FACTOR: "learning rate times",
+    }  # fmt: skip
+    for field in fields.keys() - {name for _, _, outcome in results.runs for name in outcome}:
+        del columns[fields[field]]
     rows = []
     for cell, by_seed in results.by_cell.items():
         found = list(by_seed.values())
@@ -183,10 +181,8 @@ def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure]
 
 def _provenance(rows: list[Row]) -> str:
     seconds = timedelta(seconds=round(sum(row.seconds for row in rows)))
-    made_with = {
-        ", ".join(f"{name} {value}" for name, value in part.items())
-        for row in {id(row.common): row for row in rows}.values()
-        for part in row.common.made_with.values()
-    }
+    commons = {id(row.common): row.common for row in rows}.values()
+    parts = [part for common in commons for part in common.made_with.values()]
+    made_with = {", ".join(f"{name} {value}" for name, value in part.items()) for part in parts}
     computing = f"{seconds} of computing, if no run had shared its beginning with another's"
     return "\n".join(f"- {text}" for text in [*sorted(made_with), computing])

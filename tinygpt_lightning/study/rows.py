@@ -128,8 +128,7 @@ def load(folder: Path) -> tuple[list[Row], list[str]]:
         RowsError: If a line in the middle of a file is damaged.
     """
     rows: dict[tuple[str, int], Row] = {}
-    messages = []
-    commons = load_settings(folder)
+    messages, commons = [], load_settings(folder)
     for path in [folder / "rows.jsonl", *sorted(folder.glob("rows-*.jsonl"))]:
         # A line ends with its newline; what follows the last newline is unfinished.
         *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
@@ -139,9 +138,8 @@ def load(folder: Path) -> tuple[list[Row], list[str]]:
             try:
                 row = Row.read(line, commons)
             except (ValueError, TypeError, KeyError):
-                raise RowsError(
-                    f"{path}, line {number}: expected a row whose settings are in settings.json, got {line[:60]!r}"
-                ) from None
+                expected = "a row whose settings are in settings.json"
+                raise RowsError(f"{path}, line {number}: expected {expected}, got {line[:60]!r}") from None
             rows.setdefault(row.key, row)
     return list(rows.values()), messages
 
@@ -181,10 +179,8 @@ def check_same_study(commons: Iterable[Common], study: Study, folder: Path) -> N
     for settings in {common.key: common.settings for common in commons}.values():
         if difference := first_difference(expected, study.neutral(settings)):
             path, ours, theirs = difference
-            raise RowsError(
-                f"{folder}: expected rows made with {path}={ours!r}, got one made with {theirs!r}; "
-                "give --output another folder or remove this one"
-            )
+            got = f"expected rows made with {path}={ours!r}, got one made with {theirs!r}"
+            raise RowsError(f"{folder}: {got}; give --output another folder or remove this one")
 
 
 def first_difference(settings: Any, others: Any, path: str = "") -> tuple[str, Any, Any] | None:

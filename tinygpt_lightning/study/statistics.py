@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -13,14 +12,7 @@ from scipy import stats
 MOST_ENUMERATED = 20  # differences whose signs are enumerated, a million ways; beyond, the normal approximation
 
 
-class Interval(NamedTuple):
-    """A confidence interval."""
-
-    low: float
-    high: float
-
-
-def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact interval of a proportion (Clopper and Pearson 1934); ValueError unless it is of 0 to ``n`` successes.
 
     >>> low, high = clopper_pearson(20, 20)  # 0.025 ** (1 / 20)
@@ -29,20 +21,20 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 to n successes and n of 1 or more, got {successes} of {n}")
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
-    return Interval(float(interval.low), float(interval.high))
+    low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
+    return float(low), float(high)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Student's interval of a mean; ValueError for fewer than two values.
 
     >>> mean_interval([2.0, 2.0, 2.0])
-    Interval(low=2.0, high=2.0)
+    (2.0, 2.0)
     """
     if len(values) < 2:
         raise ValueError(f"expected two values or more, got {len(values)}")
     half = stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def sign_flip(differences: Sequence[float]) -> float:
