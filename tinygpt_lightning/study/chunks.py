@@ -46,15 +46,14 @@ def train(
                     branch.train_epoch()
                 ended = [cell for cell in pending if cell.recipe.stages[stage].epochs == length]
                 pending = pending[len(ended) :]
-                yield from train(
-                    [c for c in ended if len(c.recipe.stages) > stage + 1], seeds, plan, device, branch, stage + 1
-                )
-                for cell in ended:
-                    if len(cell.recipe.stages) == stage + 1:
-                        try:
-                            yield cell, outcomes(branch, cell.recipe, plan.curve_points)
-                        except Exception as error:
-                            yield cell, error
+                finished = [cell for cell in ended if len(cell.recipe.stages) == stage + 1]
+                others = [cell for cell in ended if cell not in finished]
+                yield from train(others, seeds, plan, device, branch, stage + 1)
+                for cell in finished:
+                    try:
+                        yield cell, outcomes(branch, cell.recipe, plan.curve_points)
+                    except Exception as error:
+                        yield cell, error
         except Exception as error:
             for cell in pending:
                 yield cell, error

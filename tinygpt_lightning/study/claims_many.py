@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from tinygpt_lightning.study.claims import Claims, listed, shown, table
 from tinygpt_lightning.study.design import Cell
-from tinygpt_lightning.study.findings import ENDS, EPOCHS_OF_RUN, MEASURES, Comparison, corrected, shown_p
+from tinygpt_lightning.study.findings import Comparison, corrected, shown_p
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.rows import Results
 
@@ -68,11 +68,9 @@ class Many(Claims):
         return [at[level] for level in each.levels]
 
     def _verdict(self, each: Comparison) -> str:
-        end = ENDS[EPOCHS_OF_RUN]
-        kept, new = (
-            sum(MEASURES[EPOCHS_OF_RUN](outcome) or end(cell) + 1 for outcome in self.results.by_cell[cell].values())
-            for cell in self._cells(each)
-        )
+        epochs = [[o["epochs_of_run_to_exact"] for o in self.results.by_cell[c].values()] for c in self._cells(each)]
+        end = sum(stage.epochs for stage in self._cells(each)[0].recipe.stages)
+        kept, new = (sum(epoch or end + 1 for epoch in side) for side in epochs)
         return UNDECIDED if not each.established else "helps" if new < kept else "harms"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -14,7 +13,6 @@ from tinygpt_lightning.study.claims import Claims, listed, spread, table
 from tinygpt_lightning.study.design import Cell
 from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves, place_legend
 from tinygpt_lightning.study.findings import SIGNIFICANCE, SMALLEST
-from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.recipe import ADAMS_STATE
 from tinygpt_lightning.study.rows import Results
 from tinygpt_lightning.study.statistics import holm, mean_interval, sign_flip
@@ -164,8 +162,7 @@ class Share:
     @property
     def exploded(self) -> int:
         """Number of seeds whose final loss is above that of a uniform guess, NaN or inf."""
-        knows_nothing = math.log(self.cell.recipe.config.vocab_size)
-        return sum(loss is None or loss > knows_nothing for loss in self.losses)
+        return sum(loss is None or loss > math.log(self.cell.recipe.config.vocab_size) for loss in self.losses)
 
     @property
     def loss(self) -> str:
@@ -187,10 +184,10 @@ def shares(results: Results) -> list[Share]:
     new = next((cell for cell, last in own.items() if not any(map(last.keeps, ADAMS_STATE))), None)
     if not kept or not new:
         return []
-    kept_losses, new_losses = (_losses(results.by_cell[cell]) for cell in (kept, new))
+    losses_of = {cell: {s: o["final_loss_dropout_off"] for s, o in results.by_cell[cell].items()} for cell in cells}
+    kept_losses, new_losses = losses_of[kept], losses_of[new]
     found = []
-    for cell in cells:
-        losses = _losses(results.by_cell[cell])
+    for cell, losses in losses_of.items():
         seeds = [seed for seed in losses if seed in kept_losses and seed in new_losses]
         gains = [_gain(kept_losses[seed], losses[seed]) for seed in seeds]
         wholes = [_gain(kept_losses[seed], new_losses[seed]) for seed in seeds]
@@ -203,10 +200,6 @@ def shares(results: Results) -> list[Share]:
         found.append(Share(cell, list(losses.values()), lower, higher, mean, interval, p))
     adjusted = holm([share.p for share in found])
     return [replace(share, p=p) for share, p in zip(found, adjusted, strict=True)]
-
-
-def _losses(outcomes: Mapping[int, Outcome]) -> dict[int, float | None]:
-    return {seed: outcome["final_loss_dropout_off"] for seed, outcome in outcomes.items()}
 
 
 def _gain(before: float | None, after: float | None) -> float:

@@ -124,11 +124,7 @@ class Plan:
 
     @property
     def chunks(self) -> list[list[int]]:
-        """Groups of seeds that train together; a chunk is the unit of work of a process.
-
-        >>> Plan(seeds=5, chunk=2).chunks
-        [[0, 1], [2, 3], [4]]
-        """
+        """Groups of seeds that train together; a chunk is the unit of work of a process."""
         seeds = self.seed_list
         return [seeds[i : i + self.chunk] for i in range(0, len(seeds), self.chunk)]
 
@@ -190,11 +186,7 @@ class Cell:
 
 
 def level_names(levels: Mapping[str, str]) -> str:
-    """Levels as reports and messages name them.
-
-    >>> level_names({"schedule": "2×30", "weights": "redrawn"})
-    'schedule 2×30, weights redrawn'
-    """
+    """Levels as reports and messages name them: schedule 2×30, weights redrawn."""
     return ", ".join(f"{factor} {level}" for factor, level in levels.items())
 
 

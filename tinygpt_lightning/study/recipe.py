@@ -43,11 +43,6 @@ class StudyStage(Stage):
 
     Args:
         epochs: Length of the stage, in epochs.
-        reset_optimizer: Whether the stage starts with an empty optimizer; if not, the state of the one before is
-            carried over.
-        optimizer: Makes the stage's optimizer from the parameters; null means the model's.
-        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
-            if the stage has an optimizer of its own.
         steps: Must be null, and interval, frequency and monitor the defaults: a study counts epochs.
         until: When the stage ends before its epochs, as in `fit`; such runs are trained one at a time.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).

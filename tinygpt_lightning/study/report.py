@@ -29,13 +29,9 @@ CLAIMS: dict[str | None, type[Claims]] = {
 
 
 def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> str:
-    """Write report.md, the figures and the TensorBoard events; returns the opening paragraph.
+    """Write report.md, the figures and the TensorBoard events of all ``rows`` in ``folder``, in place of earlier ones.
 
-    Args:
-        study: The design.
-        rows: All rows in ``folder``.
-        folder: Where to write; an earlier report is replaced.
-        command: The command that was typed.
+    The report names the ``command``. Returns its opening paragraph.
     """
     results = Results(study, rows)
     claims = CLAIMS[study.plan.claims](results)

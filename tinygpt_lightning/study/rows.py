@@ -90,12 +90,7 @@ class Row:
 
 
 class Results:
-    """The outcomes of a study, by cell and seed.
-
-    Args:
-        study: The design.
-        rows: Rows of the study; those of cells or seeds outside the design are ignored.
-    """
+    """The outcomes of a study, by cell and seed; rows of other cells or seeds are ignored."""
 
     def __init__(self, study: Study, rows: Iterable[Row]) -> None:
         outcomes = {row.key: row.outcome for row in rows}
@@ -164,8 +159,8 @@ def load_settings(folder: Path) -> dict[str, Common]:
 def save_settings(folder: Path, commons: Iterable[Common]) -> None:
     """Add entries to ``settings.json``, all or nothing."""
     path = folder / "settings.json"
-    entries = json.loads(path.read_bytes()) if path.exists() else {}
-    entries = {**{common.name: common.content for common in commons}, **entries}
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    entries = {**{common.name: common.content for common in commons}, **before}
     write_whole(path, (json.dumps(entries, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -106,10 +106,7 @@ class Runner:
         self.progress: WorkProgress | None = None
 
     def run(self, command: str | None = None) -> bool:
-        """Run everything that is missing, then write rows and report.
-
-        Args:
-            command: The command that was typed, for the report; None means that there is none, as for a tuning.
+        """Run everything that is missing, then write rows and, if a ``command`` was typed, the report that names it.
 
         Returns:
             Whether every run of the design has a row, and not all of them diverged.

@@ -1,7 +1,4 @@
-"""The optimizer of a stack of replicates, and the length of its updates.
-
-Shapes: ``S`` seeds.
-"""
+"""The optimizer of a stack of ``S`` replicates, and the length of its updates."""
 
 from __future__ import annotations
 
