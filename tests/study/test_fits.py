@@ -71,7 +71,7 @@ def test_a_setting_of_fit_chooses_its_engine(settings, reason):
     if reason:
         outcome = fit_outcome(recipe, 0, CPU, 100)
         assert len(outcome["loss"]) <= sum(stage.epochs for stage in recipe.stages)
-        assert outcome["first_loss_of_stage"] == outcome["loss"][:1]
+        assert outcome["first_loss_of_stage"][0] == outcome["loss"][0]
 
 
 def test_a_study_of_many_pairs(tmp_path, pairs):
