@@ -58,7 +58,7 @@ def test_both_engines_give_the_same_outcome(tmp_path):
             "the optimizer Adafactor",
         ),
         ({"stages": [{"epochs": 9, "until": {"monitor": "train/loss", "stopping_threshold": 3.0}}]}, "until"),
-        ({"stages": [{"epochs": 3}, {"epochs": 3, "freeze": "wte.*"}]}, "freeze"),
+        ({"stages": [{"epochs": 3}, {"epochs": 3, "freeze": "model.wte.*"}]}, "freeze"),
         ({"stages": [{"epochs": 3}, {"epochs": 3, "reload_dataloaders": True}]}, "reload_dataloaders"),
     ],
 )
