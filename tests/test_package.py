@@ -16,6 +16,7 @@ PUBLIC = {
     "ExactResume",
     "GPTConfig",
     "GenerationConfig",
+    "GracefulStop",
     "QADataModule",
     "QAPair",
     "SafeCheckpointIO",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tinygpt_lightning.callbacks.exact_resume import ExactResume
+    from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
     from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
     from tinygpt_lightning.callbacks.snapshots import Snapshots
     from tinygpt_lightning.callbacks.staged_training import StagedTraining
@@ -27,6 +28,7 @@ __all__ = [
     "ExactResume",
     "GPTConfig",
     "GenerationConfig",
+    "GracefulStop",
     "QADataModule",
     "QAPair",
     "SafeCheckpointIO",
@@ -51,6 +53,7 @@ _MODULES = {
     "ExactResume": "callbacks.exact_resume",
     "GPTConfig": "gpt.model",
     "GenerationConfig": "gpt.generation",
+    "GracefulStop": "callbacks.graceful_stop",
     "QADataModule": "data.data_module",
     "QAPair": "data.text",
     "SafeCheckpointIO": "callbacks.safe_checkpoint_io",
