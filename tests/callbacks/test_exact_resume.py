@@ -1,5 +1,6 @@
 """Runs that are stopped and resumed, compared at tolerance zero with the run that was never stopped."""
 
+import os
 import random
 import secrets
 
@@ -78,7 +79,8 @@ class Module(LightningModule):
 
 
 def fit(folder, *callbacks, module=None, seed=1, ckpt_path=None, epochs=EPOCHS, **settings):
-    seed_everything(seed, verbose=False)
+    seed_everything(1, verbose=False)
+    seed_all(seed)
     module = module or Module()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(default_root_dir=folder, max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **settings})
@@ -289,6 +291,18 @@ def test_a_checkpoint_without_the_callback_is_resumed_with_a_warning(tmp_path):
     fit(tmp_path, ModelCheckpoint(tmp_path, "plain"), epochs=1)
     with pytest.warns(UserWarning, match="was written without it, so this resume is not exact"):
         fit(tmp_path, ExactResume(), ckpt_path=tmp_path / "plain.ckpt", epochs=2, enable_checkpointing=False)
+
+
+@pytest.mark.parametrize("seed", [None, "2"])
+def test_another_seed_of_what_is_drawn_before_the_fit_is_told(tmp_path, monkeypatch, seed):
+    fit(tmp_path, ExactResume(), ModelCheckpoint(tmp_path, "one"), epochs=1)
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"})
+    if seed:
+        os.environ["PL_GLOBAL_SEED"] = seed
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=2, callbacks=ExactResume(), logger=False, enable_checkpointing=False, **quiet)
+    with pytest.warns(UserWarning, match=rf"expected seed_everything\(1\).*got {seed}; .*random_split"):
+        trainer.fit(Module(), ckpt_path=tmp_path / "one.ckpt")
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
