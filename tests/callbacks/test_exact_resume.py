@@ -7,6 +7,7 @@ import secrets
 import numpy as np
 import pytest
 import torch
+from anyones import FORKED, forked
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
@@ -338,13 +339,14 @@ class SaveEnd(Callback):
         torch.save(end, self.folder / f"{trainer.global_rank}.pt")
 
 
+@FORKED
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "steps"), [({"every_n_epochs": 1}, [4]), ({"every_n_train_steps": 1}, [1, 4])])
 def test_each_process_of_ddp_is_resumed_exactly(tmp_path, when, steps):
     def run(name, seed=1000, **settings):
         files = ModelCheckpoint(tmp_path / f"{name} files", "{epoch}-{step}", save_top_k=-1, **when)
         callbacks = SaveEnd(tmp_path / name, seed), ExactResume(), files
-        fit(tmp_path, *callbacks, strategy="ddp_spawn", devices=2, **settings)
+        fit(tmp_path, *callbacks, **forked(), **settings)
         return [torch.load(tmp_path / name / f"{rank}.pt") for rank in range(2)]
 
     ends = run("uninterrupted")

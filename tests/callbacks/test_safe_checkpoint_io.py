@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyones import BATCHES, Anyones, quiet_trainer
+from anyones import BATCHES, FORKED, Anyones, quiet_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -85,7 +85,8 @@ def test_other_plugins_are_not_restricted(tmp_path: Path) -> None:
     assert (tmp_path / "stage-1.ckpt").exists()
 
 
-@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")  # a forked process inherits the filters
+@FORKED
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_a_process_that_lightning_starts_hands_its_weights_to_the_main_one(tmp_path: Path, strategy: str) -> None:
     settings = {"strategy": strategy, "devices": 2, "limit_val_batches": 0}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from anyones import Anyones, OnlyTrainable, quiet_trainer
+from anyones import FORKED, Anyones, OnlyTrainable, forked, quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -114,13 +114,14 @@ class InStep(Callback):
         assert torch.equal(every[0], every[1])
 
 
+@FORKED
 def test_two_processes_freeze_and_restore_alike(tmp_path: Path) -> None:
     stages = [
         Stage(2, freeze="body.*", until=Until("val/score", "max", patience=1), restore_best=True),
         Stage(1, freeze="head.*"),
         Stage(1),
     ]
-    trainer = quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), InStep(), strategy="ddp_spawn", devices=2)
+    trainer = quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), InStep(), **forked())
     trainer.fit(Rises())
     first, second = (read_checkpoint(tmp_path / f"stage-{n}.ckpt")["state_dict"] for n in (1, 2))
     assert torch.equal(first["head.weight"], second["head.weight"])
