@@ -9,10 +9,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, GradientAccumulationScheduler
@@ -91,6 +93,16 @@ def quiet_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Traine
     }  # fmt: skip
     return Trainer(callbacks=list(callbacks), **{**defaults, **settings})
 
+
+def forked() -> dict[str, Any]:
+    """Settings of a trainer on two processes: forked, which is ten times as fast as spawned, but not beside a GPU."""
+    return {"strategy": "ddp_spawn" if torch.cuda.is_initialized() else "ddp_fork", "devices": 2}
+
+
+FORKED = pytest.mark.filterwarnings(  # a forked process keeps the filters
+    "ignore:It is recommended to use `self.log",
+    "ignore:torch.distributed.nn.functional.all_gather is deprecated",
+)
 
 # Where a checkpoint is left, after all other callbacks had their turn. Within a step there is none: it would be half
 # a step.
@@ -397,6 +409,70 @@ class Curriculum(Anyones):
         return DataLoader([sample + self.current_epoch for sample in torch.ones(10, 4)], batch_size=2, shuffle=True)
 
 
+class Replays(Anyones):
+    """Hooks that Lightning calls behind the callbacks that save fill a list and a buffer, and draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replayed: list[float] = []
+        self.register_buffer("seen", torch.zeros(()))
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return super().training_step(batch + sum(self.replayed[-3:]) + self.seen)
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        self.replayed.append(batch.mean().item() + random.random())
+        self.log("train/replayed", self.replayed[-1])
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.seen += torch.rand(())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["replayed"] = list(self.replayed)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.replayed = checkpoint["replayed"]
+
+
+class CutsEpochs(Anyones):
+    """Skips the rest of an epoch, as Lightning lets a module do."""
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 3 - self.current_epoch % 2 else None
+
+
+class OwnPlace(DataLoader[Tensor]):
+    """Counts the batches that were fetched, also one not used yet, as torchdata's ``StatefulDataLoader`` does."""
+
+    given = skipped = 0
+
+    def __iter__(self) -> Any:
+        self.given, self.skipped = self.skipped % len(self), 0
+        return self._batches()
+
+    def _batches(self) -> Iterator[Tensor]:
+        for batch in islice(super().__iter__(), self.given, None):
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["given"]
+
+
+class Stateful(Anyones):
+    def train_dataloader(self) -> Any:
+        return OwnPlace(Drawn(), batch_size=2, shuffle=True)
+
+
+class StatefulWorkers(Anyones):
+    def train_dataloader(self) -> Any:
+        return OwnPlace(Drawn(), batch_size=2, shuffle=True, num_workers=2)
+
+
 def second_epoch(trainer: Trainer, pl_module: LightningModule) -> bool:
     return trainer.current_epoch % 2 == 1
 
@@ -482,5 +558,11 @@ SETUPS = {
     "loaders every second epoch": Setup(
         Curriculum, [Stage(3), Stage(2)], trainer={"reload_dataloaders_every_n_epochs": 2}
     ),
+    "replayed": Setup(Replays, trainer={"val_check_interval": 2}),
+    "replayed, steps": Setup(Replays, [Stage(steps=7), Stage(steps=6)]),
+    "cut epochs": Setup(CutsEpochs),
+    "cut epochs, accumulated": Setup(CutsEpochs, trainer={"accumulate_grad_batches": 2}),
+    "stateful loader": Setup(Stateful),
+    "stateful loader, workers": Setup(StatefulWorkers),
     "loaders made anew": Setup(Workers, trainer={"reload_dataloaders_every_n_epochs": 1}),
 }

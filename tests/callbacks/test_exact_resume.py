@@ -1,11 +1,13 @@
 """Runs that are stopped and resumed, compared at tolerance zero with the run that was never stopped."""
 
+import os
 import random
 import secrets
 
 import numpy as np
 import pytest
 import torch
+from anyones import FORKED, forked
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
@@ -78,7 +80,8 @@ class Module(LightningModule):
 
 
 def fit(folder, *callbacks, module=None, seed=1, ckpt_path=None, epochs=EPOCHS, **settings):
-    seed_everything(seed, verbose=False)
+    seed_everything(1, verbose=False)
+    seed_all(seed)
     module = module or Module()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(default_root_dir=folder, max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **settings})
@@ -291,6 +294,18 @@ def test_a_checkpoint_without_the_callback_is_resumed_with_a_warning(tmp_path):
         fit(tmp_path, ExactResume(), ckpt_path=tmp_path / "plain.ckpt", epochs=2, enable_checkpointing=False)
 
 
+@pytest.mark.parametrize("seed", [None, "2"])
+def test_another_seed_of_what_is_drawn_before_the_fit_is_told(tmp_path, monkeypatch, seed):
+    fit(tmp_path, ExactResume(), ModelCheckpoint(tmp_path, "one"), epochs=1)
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"})
+    if seed:
+        os.environ["PL_GLOBAL_SEED"] = seed
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=2, callbacks=ExactResume(), logger=False, enable_checkpointing=False, **quiet)
+    with pytest.warns(UserWarning, match=rf"expected seed_everything\(1\).*got {seed}; .*random_split"):
+        trainer.fit(Module(), ckpt_path=tmp_path / "one.ckpt")
+
+
 def test_another_number_of_processes_is_refused(tmp_path):
     fit(tmp_path, ExactResume(), ModelCheckpoint(tmp_path, "one"), epochs=1)
     checkpoint = torch.load(tmp_path / "one.ckpt")
@@ -324,13 +339,14 @@ class SaveEnd(Callback):
         torch.save(end, self.folder / f"{trainer.global_rank}.pt")
 
 
+@FORKED
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "steps"), [({"every_n_epochs": 1}, [4]), ({"every_n_train_steps": 1}, [1, 4])])
 def test_each_process_of_ddp_is_resumed_exactly(tmp_path, when, steps):
     def run(name, seed=1000, **settings):
         files = ModelCheckpoint(tmp_path / f"{name} files", "{epoch}-{step}", save_top_k=-1, **when)
         callbacks = SaveEnd(tmp_path / name, seed), ExactResume(), files
-        fit(tmp_path, *callbacks, strategy="ddp_spawn", devices=2, **settings)
+        fit(tmp_path, *callbacks, **forked(), **settings)
         return [torch.load(tmp_path / name / f"{rank}.pt") for rank in range(2)]
 
     ends = run("uninterrupted")
@@ -399,9 +415,8 @@ def test_callbacks_that_cannot_be_resumed_in_mid_epoch_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("callback", [ExactResume(), StagedTraining([Stage(1)])])
-def test_the_other_package_is_refused_by_name(tmp_path, callback):
-    other = pytest.importorskip("pytorch_lightning")
-    trainer = other.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+def test_the_other_package_is_refused_by_name(callback):
+    trainer = type("Trainer", (), {"__module__": "pytorch_lightning.trainer.trainer"})()
     with pytest.raises(
         MisconfigurationException, match=f"{type(callback).__name__}: .*lightning.pytorch.*pytorch_lightning"
     ):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyones import Anyones, quiet_trainer
+from anyones import BATCHES, FORKED, Anyones, quiet_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -85,8 +85,32 @@ def test_other_plugins_are_not_restricted(tmp_path: Path) -> None:
     assert (tmp_path / "stage-1.ckpt").exists()
 
 
-def test_a_spawned_process_hands_its_weights_to_the_main_one(tmp_path: Path) -> None:
-    settings = {"strategy": "ddp_spawn", "devices": 2, "limit_val_batches": 0}
+@FORKED
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+def test_a_process_that_lightning_starts_hands_its_weights_to_the_main_one(tmp_path: Path, strategy: str) -> None:
+    settings = {"strategy": strategy, "devices": 2, "limit_val_batches": 0}
     before, module = Anyones(), Anyones()
     quiet_trainer(tmp_path, plugins=[SafeCheckpointIO()], max_epochs=1, **settings).fit(module)
     assert not torch.equal(module.body.weight, before.body.weight)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("step", [3, 5, 7, 10])
+def test_a_plain_checkpoint_is_adopted_with_one_warning(tmp_path: Path, step: int) -> None:
+    plain = ModelCheckpoint(tmp_path / "plain", "{step}", save_top_k=-1, every_n_train_steps=1)
+    quiet_trainer(tmp_path, plain, max_epochs=2).fit(Anyones())
+    ours = StagedTraining([Stage(2), Stage(1)], tmp_path), ExactResume()
+    trainer = quiet_trainer(tmp_path, *ours, plugins=[SafeCheckpointIO()])
+    with pytest.warns(UserWarning, match="not exact") as warned:
+        trainer.fit(Anyones(), ckpt_path=tmp_path / "plain" / f"step={step}.ckpt", weights_only=False)
+    assert (trainer.current_epoch, trainer.global_step) == (3, 3 * BATCHES)
+    assert len([warning for warning in warned if "not exact" in str(warning.message)]) == 1
+
+
+def test_nothing_in_a_plain_checkpoint_is_executed(tmp_path: Path) -> None:
+    quiet_trainer(tmp_path, ModelCheckpoint(tmp_path, "end"), max_epochs=1).fit(Told(Colour.RED))
+    trainer = quiet_trainer(tmp_path, plugins=[SafeCheckpointIO()], max_epochs=2)
+    with pytest.raises(CheckpointError, match="refused, since it holds .*Colour"):
+        trainer.fit(Anyones(), ckpt_path=tmp_path / "end.ckpt", weights_only=False)

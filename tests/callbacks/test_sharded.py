@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from test_anyones_campaign import Everywhere, differences
+from torch import nn
 from two_processes import STAGES, Sharded, fit, local
 
 from tinygpt_lightning import ExactResume, Stage, StagedTraining
@@ -68,24 +69,42 @@ def test_a_run_in_one_process_is_resumed_exactly(tmp_path: Path, distributed: bo
 
 
 class Watches(Callback):
-    """The weights at each step's end."""
+    """The weights of a layer at each epoch's start and each step's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.starts: list[torch.Tensor] = []
         self.weights: list[torch.Tensor] = []
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.starts.append(local(pl_module.state_dict()[self.name]))
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.weights.append(local(pl_module.state_dict()["body.weight"]))
+        self.weights.append(local(pl_module.state_dict()[self.name]))
 
 
 def test_a_layer_that_is_frozen_after_a_validation_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where the stage's checkpoint is there already: to save one shards the parameters again.
     monkeypatch.setattr(StageFiles, "save", lambda *_: None)
-    watches = Watches()
+    watches = Watches("body.weight")
     fit(tmp_path, watches, devices=1, stages=STAGES[:2], accumulate_grad_batches=1)
     moved = [not torch.equal(*pair) for pair in zip(watches.weights, watches.weights[1:], strict=False)]
     assert all(moved[:9])
     assert len(moved) > 9
     assert not any(moved[9:])
+
+
+class Zeroes(StagedTraining):
+    def on_stage_start(self, trainer: Any, pl_module: Any, index: int) -> None:
+        if index:
+            nn.init.zeros_(pl_module.head.weight)
+
+
+def test_what_a_stage_changes_after_a_validation_stays_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StageFiles, "save", lambda *_: None)
+    watches = Watches("head.weight")
+    fit(tmp_path, watches, devices=1, stages=[Stage(1), Stage(1)], staged=Zeroes)
+    assert [bool(weight.any()) for weight in watches.starts] == [True, False]
 
 
 def test_saving_a_new_optimizer_does_not_change_it(tmp_path: Path) -> None:
@@ -156,12 +175,12 @@ def test_a_run_on_a_gpu_is_resumed_exactly(tmp_path: Path, distributed: bool) ->
         assert not list(differences(fit(tmp_path, ckpt_path=file, **settings), expected))
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not")  # which the checkpoint's weights replace
 def test_a_model_without_memory_is_filled_from_a_checkpoint(tmp_path: Path) -> None:
     class Empty(Sharded):
         def configure_model(self) -> None:
             super().configure_model()
-            if self.trainer.ckpt_path:
-                self.to("meta")
+            self.to("meta")
 
     end = plain_fit(tmp_path, ModelCheckpoint(tmp_path, "end"))
     read = plain_fit(tmp_path, ckpt_path=tmp_path / "end.ckpt", enable_checkpointing=False, module=Empty)

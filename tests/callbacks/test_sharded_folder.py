@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from two_processes import Sharded
 
 from tinygpt_lightning import CheckpointError
+from tinygpt_lightning.callbacks.sharded_folder import read_tensors
 from tinygpt_lightning.gpt import files
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{of}") for of in (*WARNINGS, "Environment variable TORCH_FORCE")]
@@ -75,6 +76,9 @@ def test_nothing_in_a_folder_is_executed(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(CheckpointError, match=f"{folder}.* refused"):
         resume(folder, module=Carries)
+    if part == ".metadata":  # which is read again for weights and optimizers
+        with pytest.raises(CheckpointError, match=f"{folder}.* refused"):
+            read_tensors(folder, {})
     assert not touched.exists()
     with suppress(Exception, CheckpointException):
         resume(folder, module=Carries, strategy=ModelParallelStrategy)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from anyones import BATCHES, Anyones, quiet_trainer
+from anyones import BATCHES, FORKED, Anyones, forked, quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
@@ -157,9 +157,10 @@ def second_process_has_had_enough(trainer: Trainer, pl_module: LightningModule) 
     return trainer.global_rank == 1 and trainer.current_epoch == 1
 
 
+@FORKED
 @pytest.mark.parametrize(("until", "epochs"), [(second_process_has_had_enough, 3), (Until("val/score", "max", 1.0), 3)])
 def test_all_processes_end_a_stage_together(tmp_path: Path, until: Any, epochs: int) -> None:
     staged = StagedTraining([Stage(5, until=until), Stage(1)], tmp_path)
-    quiet_trainer(tmp_path, staged, SameEnd(), strategy="ddp_spawn", devices=2).fit(OneIsDone())
+    quiet_trainer(tmp_path, staged, SameEnd(), **forked()).fit(OneIsDone())
     state = torch.load(tmp_path / "stage-2.ckpt", weights_only=True)
     assert state["epoch"] == epochs

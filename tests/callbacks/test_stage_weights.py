@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from anyones import Anyones, OnlyTrainable, quiet_trainer
+from anyones import FORKED, Anyones, OnlyTrainable, forked, quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from tinygpt_lightning import Stage, StagedTraining, Until, current_stage, read_checkpoint
 from tinygpt_lightning.callbacks.stages import StageError
@@ -111,13 +114,14 @@ class InStep(Callback):
         assert torch.equal(every[0], every[1])
 
 
+@FORKED
 def test_two_processes_freeze_and_restore_alike(tmp_path: Path) -> None:
     stages = [
         Stage(2, freeze="body.*", until=Until("val/score", "max", patience=1), restore_best=True),
         Stage(1, freeze="head.*"),
         Stage(1),
     ]
-    trainer = quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), InStep(), strategy="ddp_spawn", devices=2)
+    trainer = quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), InStep(), **forked())
     trainer.fit(Rises())
     first, second = (read_checkpoint(tmp_path / f"stage-{n}.ckpt")["state_dict"] for n in (1, 2))
     assert torch.equal(first["head.weight"], second["head.weight"])
@@ -143,6 +147,39 @@ def test_a_misspelt_monitor_is_told_after_the_first_epoch(tmp_path: Path, settin
     with pytest.raises(UserWarning, match=r"stages\[1\].until.monitor: 'val/los' .*: .*val/loss"):
         trainer.fit(Anyones())
     assert trainer.current_epoch == 0
+
+
+class Endless(Anyones):
+    def training_step(self, batch: Tensor) -> Tensor:
+        self.log("train/all", batch.sum(), on_step=False, on_epoch=True)
+        return super().training_step(batch)
+
+    def train_dataloader(self) -> Any:
+        class Stream(IterableDataset[Tensor]):
+            def __iter__(self) -> Iterator[Tensor]:
+                return repeat(torch.ones(4))
+
+        return DataLoader(Stream(), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "settings", "step"),
+    [("train/los", {"limit_val_batches": 0}, 1), ("val/los", {"val_check_interval": 3}, 3), ("train/all", {}, None)],
+)
+@pytest.mark.parametrize("misspelt_first", [True, False])
+def test_a_misspelt_monitor_on_an_endless_stream_is_told_where_something_was_logged_first(
+    tmp_path: Path, monitor: str, settings: dict[str, Any], step: int | None, misspelt_first: bool
+) -> None:
+    stages = [Stage(steps=5, until=Until(monitor, patience=9)), Stage(steps=2)][:: 1 if misspelt_first else -1]
+    trainer = quiet_trainer(tmp_path, StagedTraining(stages, tmp_path), **{"limit_val_batches": 1, **settings})
+    if step is None:
+        trainer.fit(Endless())
+        assert trainer.global_step == 7
+    else:
+        # The value of the stage that is asked is refused by the validation itself.
+        with pytest.raises((UserWarning, StageError), match=rf"until.monitor: .*{monitor}"):
+            trainer.fit(Endless())
+        assert trainer.global_step == step
 
 
 def test_a_module_finds_its_stage_by_its_trainer(tmp_path: Path) -> None:

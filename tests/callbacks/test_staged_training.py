@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from anyones import CountsToo
+from anyones import FORKED, CountsToo, forked
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel
 from torch import nn
@@ -361,7 +361,8 @@ class RanksInStep(Callback):
         assert torch.equal(every[0], every[1])
 
 
+@FORKED
 def test_two_processes_stay_in_step(tmp_path: Path) -> None:
     stages = [Stage(2), Stage(2)]
-    train(AdamModel(), stages, tmp_path, (RanksInStep(),), strategy="ddp_spawn", devices=2)
+    train(AdamModel(), stages, tmp_path, (RanksInStep(),), **forked())
     assert torch.load(tmp_path / "stage-2.ckpt", weights_only=True)["global_step"] == 4 * BATCHES

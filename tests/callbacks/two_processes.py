@@ -30,8 +30,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 
-from tinygpt_lightning import ExactResume, Stage, StagedTraining
+from tinygpt_lightning import ExactResume, Stage, StagedTraining, Until
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.stage_weights import weights
 
 
 class Sharded(Anyones):
@@ -64,6 +65,20 @@ class StopsOne(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 4 and trainer.global_rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Notes(Callback):
+    """The weights at the start and at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.starts: list[Any] = []
+        self.ends: list[Any] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.starts.append(weights(pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.ends.append(weights(pl_module))
 
 
 STAGES = [
@@ -105,25 +120,36 @@ def local(value: Any) -> Any:
     return [local(inner) for inner in value] if isinstance(value, list) else value
 
 
-def campaign(folder: Path, distributed: bool, hooks: Sequence[str], every: int) -> None:
+def campaign(
+    folder: Path, distributed: bool, hooks: Sequence[str], every: int, *callbacks: Callback, **settings: Any
+) -> None:
     """Resume from checkpoints that a run leaves, and from that of a run which was stopped."""
+    settings["distributed"] = distributed
     save = Everywhere(folder / "every", hooks)
-    expected = fit(folder, save, distributed=distributed)
+    expected = fit(folder, save, *callbacks, **settings)
     stop = GracefulStop(), StopsOne(), Everywhere(folder / "stopped", ["on_train_end"])
-    assert fit(folder / "a", *stop, distributed=distributed)[3] < expected[3]
+    assert fit(folder / "a", *stop, **settings)[3] < expected[3]
     torch.distributed.barrier()
     files = [*sorted((folder / "every").iterdir())[::every], *(folder / "stopped").iterdir()]
     files += sorted(folder.glob("stage-*.ckpt"))
     wrong = {}
     for file in files:
         assert file.is_dir() == distributed
-        if found := next(differences(fit(folder / "b", ckpt_path=file, distributed=distributed), expected), None):
+        if found := next(differences(fit(folder / "b", ckpt_path=file, **settings), expected), None):
             wrong[file.name] = found
     assert not wrong, wrong
 
 
 def quick(folder: Path) -> None:
     campaign(folder, True, ["on_train_batch_start"], 6)
+    notes, best = Notes(), Until("train/loss", "max", patience=1)  # it falls, so the first epoch is best
+    stages = [Stage(5, freeze="body.*", until=best, restore_best=True), Stage(1)]
+    campaign(folder / "best", True, ["on_train_epoch_start"], 1, notes, staged=StagedTraining, stages=stages)
+    (before, _, after), ends = notes.starts, notes.ends
+    frozen = [name for name in before if torch.equal(before[name], ends[0][name])]
+    assert frozen == ["body.weight", "body.bias"]
+    assert not list(differences(after, ends[0]))
+    assert not any(torch.equal(weight, ends[2][name]) for name, weight in after.items())
     with suppress(MisconfigurationException):
         fit(folder, stages=STAGES[:2], staged=AddsWhole)
         raise AssertionError("each process would have trained the new layer by itself")

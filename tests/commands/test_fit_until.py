@@ -52,3 +52,28 @@ def test_an_interrupted_run_says_how_many_epochs_it_takes_at_most(home: Path, co
     )
     result = command(*FIT, "--trainer.callbacks", stops)
     assert "ended early by EarlyStopping on val/exact_match after epoch 3 of at most 42; resume with: " in result.err
+
+
+def test_a_stage_restores_its_best_weights_and_the_next_one_freezes_some(home: Path, command: Command) -> None:
+    # The loss falls, so where a higher one counts as better, the weights after the first epoch are the best.
+    best = {"epochs": 9, "until": {"monitor": "val/loss", "mode": "max", "patience": 2}, "restore_best": True}
+    stages = [best, {"epochs": 2, "freeze": ["model.h.*", "model.wpe.weight"]}]
+    fit = ("fit", "--config", "small.yaml", "--stages")
+    assert command(*fit, '[{"epochs": 1}]').code == 0
+    assert command(*fit, json.dumps(stages)).code == 0
+    whole = RUN.with_name("version_1")
+    assert command(*fit, json.dumps(stages), "--ckpt_path", whole / "stage-1.ckpt").code == 0
+    alone, restored, end, resumed = (
+        read_checkpoint(file)["state_dict"]
+        for file in (
+            RUN / "stage-1.ckpt", whole / "stage-1.ckpt", whole / "stage-2.ckpt",
+            whole.with_name("version_2") / "stage-2.ckpt",
+        )
+    )  # fmt: skip
+    assert all(torch.equal(weight, alone[name]) for name, weight in restored.items())
+    assert all(torch.equal(weight, end[name]) for name, weight in resumed.items())
+    still = {name for name, weight in restored.items() if torch.equal(weight, end[name])}
+    assert still == {name for name in restored if name.startswith(("model.h.", "model.wpe"))}
+    stages[0] = {**best, "restore_best": False}
+    refused = command(*fit, json.dumps(stages), "--ckpt_path", whole / "stage-1.ckpt")
+    assert (refused.code, refused.err.startswith("error: stages[0].restore_best: expected True")) == (2, True)

@@ -8,7 +8,7 @@ Written for Lightning 2.6.6.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -67,8 +67,8 @@ def train_fetcher(trainer: Trainer) -> Any:
 
 
 def is_stateful(loader: object) -> bool:
-    """Whether Lightning restores the loader's own place from a checkpoint."""
-    return isinstance(loader, _Stateful)
+    """Whether the loader's place is its own to restore: a ``DataLoader`` (torchdata's) has one if its dataset has."""
+    return isinstance(getattr(loader, "dataset", loader), _Stateful)
 
 
 def set_sampler_epoch(loader: object, epoch: int) -> None:
@@ -89,16 +89,6 @@ def reload_epochs(trainer: Trainer) -> list[float]:
     # Lightning notes no epoch for a validation loader of the sanity check, which a resumed run does not repeat.
     is_anew = train > 0 or trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     return [train, trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch if is_anew else float("-inf")]
-
-
-def data_loops(trainer: Trainer) -> list[Any]:
-    """Return the loops that make loaders, those of training and of validation."""
-    return [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop]
-
-
-def current_epoch_is(trainer: Trainer, epoch: float) -> AbstractContextManager[None]:
-    """Let ``trainer.current_epoch`` be another one until the context ends."""
-    return replaced(trainer.fit_loop.epoch_progress.current, "completed", epoch)
 
 
 def reload_loaders(trainer: Trainer) -> None:
@@ -251,6 +241,13 @@ def restore_logged_values(trainer: Trainer, values: Mapping[str, Mapping[str, An
         getattr(connector, name).update(values[name])
     # Otherwise the next batch counts as the epoch's first one, and all averages begin again.
     connector._first_loop_iter = False if trainer.fit_loop.restarted_mid_epoch else None
+
+
+def logged_names(trainer: Trainer) -> set[str]:
+    """Return the names under which this epoch's training has logged something, also of what is shown at its end."""
+    return {
+        f"{result.meta.name}{end}" for result in trainer.fit_loop.epoch_loop._results.values() for end in ("", "_epoch")
+    }
 
 
 def running_averages(trainer: Trainer) -> dict[str, dict[str, Any]]:

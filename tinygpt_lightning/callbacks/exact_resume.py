@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -24,8 +25,6 @@ from typing_extensions import override
 
 from tinygpt_lightning.callbacks import unfinished_epoch
 from tinygpt_lightning.callbacks._lightning import (
-    current_epoch_is,
-    data_loops,
     generator_states,
     reload_epochs,
     restart_persistent_workers,
@@ -36,7 +35,9 @@ from tinygpt_lightning.callbacks._lightning import (
 from tinygpt_lightning.callbacks.generators import find_generators, seed_all, seed_each
 from tinygpt_lightning.callbacks.safe_checkpoint_io import try_saving
 from tinygpt_lightning.callbacks.sharded import adopt
-from tinygpt_lightning.callbacks.trainers import check_package, replaced, then
+from tinygpt_lightning.callbacks.trainers import before_savers, check_package, replaced, then
+
+GLOBAL_SEED = "PL_GLOBAL_SEED"  # the variable in which Lightning's `seed_everything` keeps its seed
 
 
 class ExactResume(Callback):
@@ -62,19 +63,22 @@ class ExactResume(Callback):
     FSDP2. On the same machine, with the same versions, threads and number of processes, and, where Lightning adds a
     ``DistributedSampler``, the same ``seed_everything``. Persistent workers are restarted in each epoch, since their
     generators hold what earlier epochs left there. A loader with ``state_dict`` and ``load_state_dict`` finds its own
-    place. An epoch whose length is known is finished before ``trainer.should_stop`` or ``max_time`` ends the run, since
-    Lightning would count the broken off epoch as done.
+    place, and so does torchdata's ``StatefulDataLoader`` if its dataset has them; else it is brought there like any
+    ``DataLoader``. An epoch whose length is known is finished before ``trainer.should_stop`` or ``max_time`` ends the
+    run, since Lightning would count the broken off epoch as done.
 
     **Refused** when the fit starts: see Raises.
 
+    Another ``seed_everything`` than the run began with is warned of: what is drawn before the fit (``random_split``)
+    would be another. What the module does in ``on_train_batch_end`` and ``on_validation_end`` comes before subclasses
+    of ``Checkpoint`` save there, as at an epoch's end; Lightning would call it after them.
+
     **Not covered**, and not visible from outside: generators elsewhere, and other state in a dataset or a sampler (no
-    checkpoint holds them); a ``random_split`` before the fit under another ``seed_everything``; what the module does in
-    ``on_train_batch_end`` or ``on_validation_end`` (Lightning calls it after the callbacks that save there); gradients
-    in a checkpoint from an exception within the backward pass or later in its step (half a step cannot be resumed);
-    under DDP, gradients and averages in a checkpoint from an exception (the other processes may have ended); a
-    checkpoint from within a validation for which a callback has exchanged the weights (Lightning's ``WeightAveraging``
-    would not change them back); `BackboneFinetuning`, `ModelPruning` and `StochasticWeightAveraging` in the middle of
-    an epoch, with a warning.
+    checkpoint holds them); gradients in a checkpoint from an exception within the backward pass or later in its step
+    (half a step cannot be resumed); under DDP, gradients and averages in a checkpoint from an exception (the other
+    processes may have ended); a checkpoint from within a validation for which a callback has exchanged the weights
+    (Lightning's ``WeightAveraging`` would not change them back); `BackboneFinetuning`, `ModelPruning` and
+    `StochasticWeightAveraging` in the middle of an epoch, with a warning.
 
     Raises:
         MisconfigurationException: With FSDP, DeepSpeed or tensor parallelism, which are not proven to be exact; with
@@ -112,6 +116,7 @@ class ExactResume(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             metrics = self._metrics if trainer.validating else unfinished_epoch.metrics_in_use(pl_module)
             checkpoint["callbacks"][self.state_key] |= {
+                "global_seed": os.environ.get(GLOBAL_SEED),
                 "progress": unfinished_epoch.note_progress(trainer, self._validated, self._ended),
                 "reloaded": reload_epochs(trainer),
                 "processes": unfinished_epoch.note_state(trainer, pl_module, metrics),
@@ -120,11 +125,18 @@ class ExactResume(Callback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["callbacks"].get(self.state_key)
+        if state is None and "loops" in checkpoint:  # Lightning alone wrote it
+            unfinished_epoch.repair_progress(checkpoint["loops"]["fit_loop"], {})
         # Lightning's tuner saves a checkpoint before any seed is drawn.
         if trainer.state.fn != TrainerFn.FITTING or state is None or not state["seeds"]:
             return
         self._seeds = state["seeds"]
         _check_processes(self._seeds, trainer)
+        if (before := state.get("global_seed")) != (now := os.environ.get(GLOBAL_SEED)) and "global_seed" in state:
+            rank_zero_warn(
+                f"ExactResume: expected seed_everything({before}), as the run began, got {now}; what is drawn before "
+                "the fit (random_split), and the order of a DistributedSampler, may be others"
+            )
         self._pending = unfinished_epoch.repair_progress(checkpoint["loops"]["fit_loop"], state["progress"])
         self._reloaded = state.get("reloaded")  # earlier versions had none
         if None not in state["processes"]:  # all of them or none, for they compute together
@@ -146,13 +158,17 @@ class ExactResume(Callback):
             )
         self._begin()  # the same object in a second fit
         if stage == "fit":
-            self._replaced.enter_context(replaced(trainer.fit_loop, "min_epochs", trainer.fit_loop.min_epochs))
-            self._min_epochs = trainer.fit_loop.min_epochs or 0
-            for i, loop in enumerate(data_loops(trainer)):
-                set_up = partial(self._set_up_data, trainer, i, loop.setup_data)
-                self._replaced.enter_context(replaced(loop, "setup_data", set_up))
+            loop: Any = trainer.fit_loop
+            self._replaced.enter_context(replaced(loop, "min_epochs", loop.min_epochs))
+            self._min_epochs = loop.min_epochs or 0
+            for i, loader_loop in enumerate((loop, loop.epoch_loop.val_loop)):
+                set_up = partial(self._set_up_data, trainer, i, loader_loop.setup_data)
+                self._replaced.enter_context(replaced(loader_loop, "setup_data", set_up))
             begin = partial(self._begin_epoch, trainer, pl_module)
-            self._replaced.enter_context(then(trainer, self, trainer.fit_loop, "on_advance_start", begin))
+            self._replaced.enter_context(then(trainer, self, loop, "on_advance_start", begin))
+            for hook in "on_train_batch_end", "on_validation_end":
+                self._replaced.enter_context(before_savers(trainer, pl_module, hook))
+                self._replaced.enter_context(then(trainer, self, pl_module, hook, lambda _: self._seed_fetch(trainer)))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -175,7 +191,8 @@ class ExactResume(Callback):
     def _set_up_data(self, trainer: Trainer, loop: int, set_up: Callable[[], None]) -> None:
         """Let a resumed run make the loaders of the epoch in which they were made; then hooks draw the same numbers."""
         made_in = self._reloaded[loop] if self._reloaded else -1
-        with current_epoch_is(trainer, made_in) if made_in >= 0 else nullcontext():
+        counts = trainer.fit_loop.epoch_progress.current
+        with replaced(counts, "completed", made_in) if made_in >= 0 else nullcontext():  # trainer.current_epoch
             set_up()
         if self._seeds and loop == 0 and self in trainer.callbacks:  # type: ignore[attr-defined]
             self._seed(trainer, *(("epoch start", trainer.current_epoch) if self._has_started else ("start", 0)))
@@ -200,10 +217,8 @@ class ExactResume(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._seed(trainer, "step", _batches(trainer))
 
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def _seed_fetch(self, trainer: Trainer) -> None:
+        """Seed the generators for the next batch, behind all hooks, which may draw in one run alone."""
         self._seed(trainer, "fetch", _batches(trainer))
 
     @override
@@ -215,8 +230,6 @@ class ExactResume(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._validated = _batches(trainer)
             restart_persistent_workers(validation_loaders(trainer))
-            # A validation draws between a step and the next fetch, but not in a run that is resumed after it.
-            self._seed(trainer, "fetch", self._validated)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -33,12 +33,12 @@ class SafeCheckpointIO(CheckpointIO):
     ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` and URLs.
 
     **Covered**: a process that is killed, a power failure, a full disk, at any instant; a file that is truncated or
-    altered, which is told by its digest; whatever a file would run. A checkpoint may hold tensors, and numbers, texts
-    and bytes in dictionaries, lists, tuples and sets; numpy's scalars become Python's numbers. What else
-    ``save_hyperparameters`` or a callback's ``state_dict`` puts there (a ``Path``, an ``Enum``, an array of numpy's,
-    an object) is **refused**: when the fit starts, if `StagedTraining` or `ExactResume` is among the callbacks, else,
-    since Lightning asks this plugin nothing before, by the first checkpoint. Refused are also files that are not
-    local, and those of other programs, which have no digest.
+    damaged, which is told by its checksums; whatever a file would run. A checkpoint may hold tensors, and numbers,
+    texts and bytes in dictionaries, lists, tuples and sets; numpy's scalars become Python's numbers. What else
+    ``save_hyperparameters`` or a callback's ``state_dict`` puts there (a ``Path``, an ``Enum``, an array of numpy's, an
+    object) is **refused**: when the fit starts, if `StagedTraining` or `ExactResume` is among the callbacks, else,
+    since Lightning asks this plugin nothing before, by the first checkpoint. Refused are also files that are not local.
+    A checkpoint that Lightning wrote by itself is read alike: whatever ``torch.save`` wrote carries checksums.
 
     **Not covered**: what others read or write past it, ``LightningModule.load_from_checkpoint`` above all (give it
     ``weights_only=True``); checkpoints that are folders, which `sharded.py` writes and reads;

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from tinygpt_lightning.callbacks._lightning import logged_names
 from tinygpt_lightning.callbacks.stage_weights import weights
 from tinygpt_lightning.callbacks.stages import Stage, StageError, Until
 
@@ -19,6 +20,7 @@ class StageCondition:
         self._watched: dict[str, Any] = {}  # what `Until.judge` has seen in this stage
         self._validated: dict[str, Any] = {}  # the last epoch with a validation, and the monitored value
         self._best: dict[str, Any] = {}  # the weights for which it was best, if they are to be restored
+        self._has_told = False  # which values are missing; a resumed run may not know all names again
 
     def note(self, trainer: Trainer, stage: Stage) -> None:
         """Note the monitored value at a validation's end; a run resumed after it has no logged values."""
@@ -45,15 +47,26 @@ class StageCondition:
             trainer.strategy.load_model_state_dict({"state_dict": self._best})
             self._best = {}
 
-    def warn_of_missing(self, trainer: Trainer, stages: Sequence[Stage], index: int) -> None:
-        """Warn at an epoch's end, hours before they are needed, of values that stages other than ``index`` monitor."""
-        if trainer.enable_validation and self._validated.get("epoch") != trainer.current_epoch:
+    def warn_of_missing(
+        self, trainer: Trainer, stages: Sequence[Stage], index: int, *, is_epoch_end: bool = False
+    ) -> None:
+        """Warn once, hours before they are needed, of values that stages monitor and that are not logged.
+
+        That shows at the first epoch's end, or its validation if there is one. A loader without length may never come
+        to an epoch's end: there it is the first validation or, without one, the first batch. At an epoch's end the
+        stage at ``index`` is left out, which is refused if its value is missing.
+        """
+        is_validated = not trainer.enable_validation or self._validated.get("epoch") == trainer.current_epoch
+        if self._has_told or not is_validated or not (is_epoch_end or trainer.num_training_batches == float("inf")):
             return
+        self._has_told = True
+        logged = {*trainer.callback_metrics, *([] if is_epoch_end else logged_names(trainer))}
         for i, stage in enumerate(stages):
-            if i != index and isinstance(stage.until, Until) and stage.until.monitor not in trainer.callback_metrics:
+            is_asked_now = is_epoch_end and i == index
+            if isinstance(stage.until, Until) and not is_asked_now and stage.until.monitor not in logged:
                 rank_zero_warn(
                     f"stages[{i}].until.monitor: {stage.until.monitor!r} is not among the values logged so far: "
-                    f"{', '.join(sorted(trainer.callback_metrics))}"
+                    f"{', '.join(sorted(logged))}"
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,6 +77,7 @@ class StageCondition:
         """Continue from such a state; other entries are ignored."""
         self._watched, self._validated = state["watched"], state["validated"]
         self._best = state.get("best", {})  # earlier versions had none
+        self._has_told = True
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, index: int) -> bool:
         until: Any = stage.until

@@ -209,6 +209,7 @@ class StagedTraining(Callback):
 
     def _end_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether the stage ends in the middle of an epoch, when a batch and its validation are over."""
+        self._condition.warn_of_missing(trainer, self.stages, self.position.index)
         if self._stage.steps is not None and not _lightning.is_last_batch(trainer):
             if self._exact:
                 self._exact.end_batch(trainer)
@@ -217,8 +218,7 @@ class StagedTraining(Callback):
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether the stage ends with this epoch: the module has logged its last values, nothing is saved."""
-        if trainer.current_epoch == 0 and not self._resumed:
-            self._condition.warn_of_missing(trainer, self.stages, self.position.index)
+        self._condition.warn_of_missing(trainer, self.stages, self.position.index, is_epoch_end=True)
         if not self.position.is_over:
             is_asked = self._stage.steps is None or not trainer.enable_validation
             # The condition is evaluated first, so that it sees every epoch.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 
 def check_package(trainer: object, callback: object) -> None:
@@ -53,4 +54,31 @@ def then(trainer: Any, callback: object, instance: object, method: str, hook: Ca
         return result
 
     with replaced(instance, method, call_and_hook):
+        yield
+
+
+@contextmanager
+def before_savers(trainer: Any, pl_module: LightningModule, hook: str) -> Iterator[None]:
+    """Call a hook of the module before callbacks that save, as Lightning does at an epoch's end, and no second time."""
+    savers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # the last ones
+    call, is_called = getattr(pl_module, hook), False
+
+    def call_once(*args: Any) -> None:
+        nonlocal is_called
+        if not is_called:
+            call(*args)
+        is_called = False
+
+    with ExitStack() as stack:
+        if savers:
+            save = getattr(savers[0], hook)
+
+            def call_and_save(trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+                nonlocal is_called
+                call(*args)
+                is_called = True
+                save(trainer, pl_module, *args)
+
+            stack.enter_context(replaced(savers[0], hook, call_and_save))
+        stack.enter_context(replaced(pl_module, hook, call_once))
         yield

@@ -70,24 +70,29 @@ def repair_progress(loops: dict[str, Any], noted: Mapping[str, bool]) -> Pending
     after an exception within a batch, the loggers' count of steps is too high by one.
 
     ``loops`` is the state of the fit loop in the checkpoint, changed in place; ``noted`` comes from
-    :func:`note_progress`.
+    :func:`note_progress`, or is empty where Lightning alone wrote the checkpoint.
     """
     epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    now, total = batch["current"], batch["total"]
+    # A batch at which `on_train_batch_start` cut an epoch (-1) counts as processed, but not as started.
+    if not _is_within_epoch(epoch["current"]):
+        now |= dict.fromkeys(now, now["processed"])
+    total |= {name: total["processed"] - now["processed"] + count for name, count in now.items()}
     if epoch["current"]["started"] < epoch["current"]["ready"]:
         for counts in epoch["total"], epoch["current"]:
             counts["ready"] = counts["started"]
     if not _is_within_epoch(epoch["current"]):
         return Pending(log="epoch" if epoch["current"]["completed"] < epoch["current"]["processed"] else None)
-    now, validation = batch["current"], noted["is_validated_next"]
+    validation, is_a_step = noted.get("is_validated_next", False), noted.get("is_a_step", False)
     if now["processed"] < now["ready"]:
-        return Pending(steps=-noted["is_a_step"])
+        return Pending(steps=-is_a_step)
     if noted.get("is_over"):
-        return Pending(steps=-noted["is_a_step"], next_batch=True)
+        return Pending(steps=-is_a_step, next_batch=True)
     is_at_batch_end, is_last = now["completed"] < now["processed"], batch["is_last_batch"]
     if validation or is_last:
-        for counts in batch["total"], now:
+        for counts in total, now:
             counts["completed"] = counts["processed"]
-    steps = noted["is_a_step"] if is_at_batch_end and is_last and not validation else 0
+    steps = is_a_step if is_at_batch_end and is_last and not validation else 0
     return Pending(validation, "step" if is_at_batch_end else None, steps)
 
 
