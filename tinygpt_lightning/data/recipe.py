@@ -69,12 +69,13 @@ def recipe_for(pairs: Sequence[QAPair], template: str | None = None) -> Recipe:
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:7}\n{answer}', 12, 64)
+    ('{question:>7}\n{answer}', 12, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
     usual = lengths[math.ceil(0.9 * len(lengths)) - 1] + SPARE
-    template = template or f"{{question:{usual}}}\n{{answer}}"
+    # The ends of questions, by which many of them differ, then stand at the same positions.
+    template = template or f"{{question:>{usual}}}\n{{answer}}"
     longest = Taught.of(pairs, Template(template), end_symbol=True).max_length
     assert longest is not None  # noqa: S101  # there are pairs
     memorised = sum(len(pair.answer) + 10 for pair in pairs)  # characters; a question is worth about ten
