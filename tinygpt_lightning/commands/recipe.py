@@ -14,8 +14,9 @@ from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.trained import load
 
-# Share of wrong next characters at which the learning rate begins to fall: many pairs may oscillate at 8 % for ever.
-NEARLY = 0.1
+# Share of wrong next characters at which the learning rate begins to fall: at its height they oscillate. Many pairs
+# oscillate before; so it falls too where the share no longer gets smaller by half a percent.
+NEARLY, LESS = 0.02, 0.005
 LOW = 0.1  # of the learning rate, until the last pairs are exact
 
 
@@ -38,8 +39,9 @@ def with_recipe(settings: Settings) -> Settings:
     kept = {"reset_optimizer": False}
     falling = {"start_factor": 1.0, "end_factor": LOW, "total_iters": recipe.settle}
     low = {"factor": LOW, "total_iters": recipe.epochs}
+    wrong = {"monitor": "val/next_char_error_rate", "stopping_threshold": NEARLY}
     stages: list[dict[str, Any]] = [
-        {"epochs": recipe.epochs, "until": {"monitor": "val/next_char_error_rate", "stopping_threshold": NEARLY}},
+        {"epochs": recipe.epochs, "until": {**wrong, "patience": 2 * recipe.settle + 2, "min_delta": LESS}},
         {"epochs": recipe.settle, **kept, "lr_scheduler": {"class_path": "LinearLR", "init_args": falling}},
         {
             "epochs": recipe.epochs,
