@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from tinygpt_lightning.commands.errors import UsageError, fail, say
@@ -174,8 +175,11 @@ class Session:
             say("\n  ".join([refused, *nearest]))
 
     def _list(self, words: str) -> None:
-        wanted = list(map(fold, words.split()))
-        questions = [question for question in self._questions if all(word in fold(question) for word in wanted)]
+        def folded(text: str) -> list[str]:
+            return list(map(fold, text.split()))
+
+        wanted = folded(words)
+        questions = [q for q in self._questions if all(any(w in part for part in folded(q)) for w in wanted)]
         self.print(*questions[:MAX_LISTED])
         if (hidden := len(questions) - MAX_LISTED) > 0:
             say(f"and {hidden} more")
@@ -203,9 +207,9 @@ class Session:
         for number, symbol in enumerate(self._last_reply().written, 1):
             table.add_row(
                 str(number),
-                shaded(visible(symbol.text), symbol.probability),
+                Text.assemble(shaded(visible(symbol.text), symbol.probability)),  # the rest of the cell is not shaded
                 percent(symbol.probability),
-                "   ".join(f"{visible(text)} {percent(probability)}" for text, probability in symbol.runners_up),
+                "  ".join(f"{visible(text)} {percent(probability):5}" for text, probability in symbol.runners_up),
             )
         self.console.print(table)
 
