@@ -175,11 +175,10 @@ class Session:
             say("\n  ".join([refused, *nearest]))
 
     def _list(self, words: str) -> None:
-        def folded(text: str) -> list[str]:
-            return list(map(fold, text.split()))
+        def has(question: str, word: str) -> bool:
+            return any(fold(word) in fold(part) for part in question.split())
 
-        wanted = folded(words)
-        questions = [q for q in self._questions if all(any(w in part for part in folded(q)) for w in wanted)]
+        questions = [question for question in self._questions if all(has(question, word) for word in words.split())]
         self.print(*questions[:MAX_LISTED])
         if (hidden := len(questions) - MAX_LISTED) > 0:
             say(f"and {hidden} more")
