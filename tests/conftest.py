@@ -34,7 +34,7 @@ trainer: {accelerator: cpu}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20, help="how often the campaign kills a fit")
+    parser.addoption("--kills", type=int, default=12, help="how often the campaign kills a fit")
     parser.addoption("--campaign-seed", type=int, default=0, help="where the campaign's random instants come from")
 
 

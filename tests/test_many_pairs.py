@@ -55,6 +55,7 @@ def test_two_processes_with_half_the_batch_follow_one_with_the_whole(file: str) 
     assert theirs == pytest.approx(metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_count_a_single_pair_once() -> None:
     torch.manual_seed(0)
     counted = PairsCounted()

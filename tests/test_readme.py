@@ -84,6 +84,7 @@ def test_the_example_of_callbacks_runs(tmp_path: Path) -> None:
     assert steps == [20, 40, 48]
 
 
+@pytest.mark.slow
 def test_the_example_of_stages_runs_and_resumes(tmp_path: Path) -> None:
     for kind, name, lines in (("python", "line.py", 20), ("yaml", "line.yaml", 15)):
         text = re.findall(rf"```{kind}\n(.*?)```", STAGES, flags=re.DOTALL)[0]
@@ -102,6 +103,7 @@ def test_the_example_of_stages_runs_and_resumes(tmp_path: Path) -> None:
     assert all(torch.equal(weight, ends[1]["state_dict"][name]) for name, weight in ends[0]["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_the_example_of_pairs_in_python_runs(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", TEXTS["configs/README.md"], flags=re.DOTALL)
     assert len([line for line in example.splitlines() if line]) <= 6

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 import torch
 import yaml
 from conftest import SENTENCE, Command, quiet_trainer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tinygpt_lightning import QADataModule, Stage, StagedTraining, TinyGPTModule, load, read_checkpoint
@@ -83,7 +84,9 @@ def test_main_works_in_an_asyncio_loop(home: Path) -> None:
 # Launchers and clusters
 
 
-@pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize(
+    "rank", ["RANK", *(pytest.param(name, marks=pytest.mark.slow) for name in ("LOCAL_RANK", "SLURM_PROCID"))]
+)
 def test_a_rank_that_another_program_left_counts_for_nothing(trained: Path, home: Path, rank: str) -> None:
     result = program("predict", "--ckpt_path", trained / RUN, **{rank: "1"})
     assert (result.returncode, result.stdout) == (0, SENTENCE + "\n")
@@ -99,7 +102,13 @@ def test_of_several_processes_one_speaks(trained: Path, home: Path, command: str
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR1,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM)),
+    ],
+)
 def test_each_signal_of_a_cluster_is_a_graceful_stop(home: Path, number: signal.Signals) -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     fit = [sys.executable, "-m", "tinygpt_lightning", *FIT, "--stages", "[{epochs: 50000}]"]
@@ -283,13 +292,15 @@ def test_a_configuration_in_another_encoding_is_named(
     assert result.err.count("\n") == 1
 
 
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1)
+def like_numbers(test: Callable[..., None]) -> Callable[..., None]:
+    for text in ("3e8", "1e5", "1_0e2", "12e4567", "0x1F", "1:30", "null", "a\x85b", "~", "#"):
+        test = example(text)(test)
+    return test
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.one_of(TEXTS, st.sampled_from(["3e8", "1e5", "1_0e2", "12e4567", "0x1F", "1:30", "null", "a\x85b", "~", "#"]))
-)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+@like_numbers
 def test_any_text_goes_through_a_runs_settings(tmp_path: Path, text: str) -> None:
     typed = Settings("fit", [f"--data.answer={text}"])
     (tmp_path / "config.yaml").write_text(typed.text, encoding="utf-8", newline="")
@@ -411,6 +422,7 @@ def test_a_boundary_says_nothing_of_what_is_saved(tmp_path: Path, caplog: pytest
     assert not [record.message for record in caplog.records if "weights_only" in record.message]
 
 
+@pytest.mark.slow
 def test_a_strict_python_finds_nothing_to_warn_of(home: Path) -> None:
     strict = [sys.executable, "-W", "error", "-m", "tinygpt_lightning"]
     for words in ((*FIT, *SHORT), ("predict", "--ckpt_path", RUN)):

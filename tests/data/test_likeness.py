@@ -63,6 +63,26 @@ def test_order_and_digits_count() -> None:
     assert taught.meant("Dự án nà là gìi")[0] > 0.8
 
 
+@pytest.mark.parametrize(
+    ("taught", "typed", "another"),
+    [
+        ("What is the capital of France?", "waht is the captial of frnace", "What is the capital of Germany?"),
+        ("How many legs has a spider?", "how many legs has a", "How many legs has a horse?"),
+        ("Thủ đô của Pháp là gì?", "thu do cua phap la gi vay", "Thủ đô của Lào là gì?"),
+        ("Cửa hàng mở cửa lúc mấy giờ?", "cưa hàng mở cửa lúc mây giơ", "Cửa hàng đóng cửa lúc mấy giờ?"),
+        ("法国的首都是哪里?", "法国首都是哪里", "德国的首都是哪里?"),
+        ("Where is my order", "whereis my order", "Where is our order"),
+        ("Choose row A please", "choose rowA please", "Choose row B please"),
+    ],
+)
+def test_another_word_is_no_typo(taught: str, typed: str, another: str) -> None:
+    questions = Questions([taught, "Something else entirely"])
+    known_from = threshold([taught, "Something else entirely"])
+    assert questions.meant(typed)[1] == taught
+    assert questions.meant(typed)[0] >= known_from
+    assert questions.meant(another)[0] < known_from
+
+
 def test_a_missing_first_or_last_word_is_one_edit() -> None:
     taught = Questions(["Please tell me what a nat is", "What is a"])
     for asked in ("tell me what a nat is", "Please tell me what a nat"):

@@ -285,21 +285,26 @@ def decisive(settings: Mapping[str, Any], stages_begun: int) -> dict[str, Any]:
         stages_begun: How many stages the run has begun; later ones are left out.
     """
     begun = {f"stages[{i}]": stage for i, stage in enumerate(settings["stages"][:stages_begun])}
-    flat = _flatten({**{name: value for name, value in settings.items() if name != "stages"}, **begun})
-    flat["trainer.callbacks"] = [
+    deciding = flat({**{name: value for name, value in settings.items() if name != "stages"}, **begun})
+    deciding["trainer.callbacks"] = [
         callback
-        for callback in as_list(flat.get("trainer.callbacks"))
+        for callback in as_list(deciding.get("trainer.callbacks"))
         if callback["class_path"].rpartition(".")[2] not in FREE_CALLBACKS
     ]
     free = tuple(f"{name}." for name in FREE_SETTINGS)
-    return {name: value for name, value in flat.items() if not f"{name}.".startswith(free)}
+    return {name: value for name, value in deciding.items() if not f"{name}.".startswith(free)}
 
 
-def _flatten(settings: Mapping[Any, Any]) -> dict[str, Any]:
-    flat = {}
+def flat(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    """Settings within settings, each by one name.
+
+    >>> flat({"a": {"b": 1}})
+    {'a.b': 1}
+    """
+    flattened: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict):
-            flat.update({f"{name}.{inner}": leaf for inner, leaf in _flatten(value).items()})
+        if isinstance(value, Mapping):
+            flattened |= {f"{name}.{inner}": leaf for inner, leaf in flat(value).items()}
         else:
-            flat[str(name)] = value
-    return flat
+            flattened[str(name)] = value
+    return flattened

@@ -22,6 +22,7 @@ from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
 from tinygpt_lightning.callbacks.sharded import unsharded
 from tinygpt_lightning.callbacks.staged_training import StagedTraining
 from tinygpt_lightning.commands.attention_picture import tile_heads
+from tinygpt_lightning.commands.settings import flat
 from tinygpt_lightning.commands.terminal import visible
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.module import TinyGPTModule
@@ -258,20 +259,12 @@ def _compared(settings: Mapping[str, Any], module: TinyGPTModule) -> dict[str, b
         "pairs": len(module.taught.pairs),
         "stages": stages,
     }
-    every = {**first, **_flat({name: value for name, value in settings.items() if name != "stages"}, "yaml.")}
+    every = {**first, **flat({"yaml": {name: value for name, value in settings.items() if name != "stages"}})}
     return {
         name: value if isinstance(value, bool | str | int | float) else str(value)
         for name, value in every.items()
         if value is not None
     }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings within settings by one name each: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
-    return flat
 
 
 def _writer(trainer: Trainer) -> SummaryWriter | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from difflib import SequenceMatcher
+from itertools import accumulate, pairwise
 
-from tinygpt_lightning.data.noise import fold, vary
+from tinygpt_lightning.data.noise import fold, vary, words
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 CANDIDATES = 12  # questions with the most pairs of characters in common are compared by their edits
@@ -53,7 +55,8 @@ class Questions:
     """Taught questions, ready to be compared with what people type.
 
     Two questions are alike by the share of characters that need no edit. Case, diacritics, punctuation and spaces play
-    no part, and a missing first or last word counts as one edit. Different digits make a different question.
+    no part, and a missing first or last word counts as one edit. Different digits make a different question, and so
+    does another word in the place of a taught one, as Germany in that of France.
 
     Args:
         questions: The questions.
@@ -68,46 +71,92 @@ class Questions:
         self._forms = [_forms(question) for question in questions]
         self._with: dict[tuple[str, str], list[int]] = defaultdict(list)  # questions by two neighbouring characters
         for i, forms in enumerate(self._forms):
-            for part in _parts(forms[0]):
+            for part in _parts("".join(forms[0])):
                 self._with[part].append(i)
 
     def meant(self, asked: str) -> tuple[float, str]:
-        """How much ``asked`` is like the nearest question, halved if another one is as near; and that question."""
-        ranked = self._ranked(asked)
-        if not ranked:
-            return 0.0, asked
-        (likeness, _), question = ranked[0]
-        return likeness / 2 if len(ranked) > 1 and ranked[0][0] == ranked[1][0] else likeness, question
+        """How much ``asked`` is like the question that is meant, and that question.
+
+        It is halved if another question is as near, or if ``asked`` has another word in the place of a taught one; up
+        to a half it means nothing.
+        """
+        ranked, typed = self._ranked(asked), words(asked)
+        scores = Counter(score for score, _ in ranked)
+        best = 0.0, asked
+        for score, i in ranked:
+            if score[0] <= best[0]:
+                break
+            is_meant = score[0] > 0.5 and scores[score] == 1 and _has_same_words(typed, self._forms[i])
+            best = max(best, (score[0] if is_meant else score[0] / 2, self._questions[i]), key=lambda found: found[0])
+        return best
 
     def nearest(self, asked: str, count: int = 3) -> list[str]:
         """The questions that are most alike to ``asked``, the nearest one first."""
-        return [question for _, question in self._ranked(asked)[:count]]
+        return [self._questions[i] for _, i in self._ranked(asked)[:count]]
 
-    def _ranked(self, asked: str) -> list[tuple[tuple[float, int], str]]:
+    def _ranked(self, asked: str) -> list[tuple[tuple[float, int], int]]:
         """Candidates with their likeness and, of those that differ in form alone, the edits of the form; best first."""
         folded, exact = fold(asked), normalize(asked).casefold()
         shared = Counter(i for part in _parts(folded) for i in self._with.get(part, ()))
         candidates = dict.fromkeys([i for i, _ in shared.most_common(CANDIDATES)] + [*range(len(self._questions))[:3]])
         ranked = []
         for i in candidates:
-            question, forms = self._questions[i], self._forms[i]
-            likeness = max(_likeness(folded, form, missing=word > 0) for word, form in enumerate(forms))
-            in_form = edits(exact, question.casefold()) if folded == forms[0] else 0
-            ranked.append(((likeness, -in_form), question))
+            whole, *shorter = map("".join, self._forms[i])
+            likeness = max(_likeness(folded, whole), *(_likeness(folded, form, missing=1) for form in shorter), 0.0)
+            in_form = edits(exact, self._questions[i].casefold()) if folded == whole else 0
+            ranked.append(((likeness, -in_form), i))
         return sorted(ranked, key=lambda entry: entry[0], reverse=True)
 
 
-def _likeness(asked: str, form: str, *, missing: bool) -> float:
+def _likeness(asked: str, form: str, *, missing: int = 0) -> float:
     if [c for c in asked if c.isdigit()] != [c for c in form if c.isdigit()]:
         return 0.0
-    return max(0.0, 1 - (edits(asked, form) + missing) / max(len(asked), len(form)))
+    return 1 - (edits(asked, form) + missing) / max(len(asked), len(form))
 
 
-def _forms(question: str) -> list[str]:
-    """The fold of a question, and those without its first and without its last word if it has four or more."""
-    words = question.split()
-    parts = [words, words[1:], words[:-1]] if len(words) > 3 else [words]
-    return [fold(" ".join(part)) for part in parts]
+def _has_same_words(asked: Sequence[str], forms: Sequence[Sequence[str]]) -> bool:
+    """Whether ``asked`` has the words of a question, given in its `_forms`, up to typos; it may have more words."""
+    whole, *shorter = forms
+    return not _has_another(whole, asked) or any(
+        not _has_another(form, asked) and not _has_another(asked, form, added=True) for form in shorter
+    )
+
+
+def _has_another(known: Sequence[str], others: Sequence[str], *, added: bool = False) -> bool:
+    """Whether another word, or if ``added`` nothing, stands among ``others`` in the place of one of ``known``."""
+    joined, text = "".join(known), "".join(others)
+    blocks = SequenceMatcher(None, joined, text, autojunk=False).get_opcodes()
+    bounds = [0, *accumulate(map(len, others))]
+    begin = 0
+    for word in known:
+        end = begin + len(word)
+        before, behind = [*_places(blocks, begin)], [*_places(blocks, end)]
+        low, high = before[-1], behind[0]
+        if low < high:  # with what was inserted at its edges, as far as it is of the same word
+            low = max(before[0], bounds[bisect_right(bounds, low) - 1])
+            high = min(behind[-1], bounds[bisect_left(bounds, high)])
+        if (low < high or added) and edits(word, text[low:high]) > max(len(word) // 3, min(len(word) - 1, 1)):
+            return True
+        begin = end
+    return False
+
+
+def _places(blocks: Sequence[tuple[str, int, int, int, int]], i: int) -> Iterator[int]:
+    """Where position ``i`` of one text is in another, from before to behind what is inserted there."""
+    for _, begin, end, other_begin, other_end in blocks:
+        if i == begin:
+            yield other_begin
+        if i == end:
+            yield other_end
+        elif begin < i < end:
+            yield min(other_begin + i - begin, other_end)
+
+
+def _forms(question: str) -> list[list[str]]:
+    """The words of a question, and those without its first and without its last one if it has four or more."""
+    parts = question.split()
+    shorter = [parts, parts[1:], parts[:-1]] if len(parts) > 3 else [parts]
+    return [words(" ".join(part)) or [question] for part in shorter]
 
 
 def _parts(folded: str) -> set[tuple[str, str]]:

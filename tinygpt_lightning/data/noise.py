@@ -16,6 +16,7 @@ ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard
 NEIGHBOURS = {
     letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2]) for row in ROWS for i, letter in enumerate(row)
 }
+WORD = r"[\u3040-\u30ff\u3400-\u9fff]|[^\u3040-\u30ff\u3400-\u9fff]+"
 SPARE = 2  # characters by which a variation may be longer than its question
 
 
@@ -35,8 +36,17 @@ def fold(text: str) -> str:
     >>> fold(" What is a  NAT?"), fold("...")
     ('whatisanat', '...')
     """
-    folded = "".join(character for character in plain(text).casefold() if character.isalnum())
-    return folded or text
+    return "".join(words(text)) or text
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, each as `fold` leaves it; a Chinese or Japanese character is a word.
+
+    >>> words("Đây là mèo?"), words("猫は何?")
+    (['day', 'la', 'meo'], ['猫', 'は', '何'])
+    """
+    folded = ("".join(filter(str.isalnum, word)) for word in plain(text).casefold().split())
+    return [word for joined in folded for word in re.findall(WORD, joined)]
 
 
 def _case(text: str, source: random.Random) -> str:
@@ -73,10 +83,10 @@ def _typo(text: str, source: random.Random) -> str:
 
 
 def _word(text: str, source: random.Random) -> str:
-    words = text.split(" ")
-    if len(words) < 4:
+    parts = text.split(" ")
+    if len(parts) < 4:
         return text
-    return " ".join(words[1:] if source.random() < 0.5 else words[:-1])
+    return " ".join(parts[1:] if source.random() < 0.5 else parts[:-1])
 
 
 KINDS: dict[str, Callable[[str, random.Random], str]] = {
