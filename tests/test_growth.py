@@ -60,10 +60,11 @@ def rows(pairs: dict[str, str]) -> str:
 
 def test_a_model_is_taught_more(home: Path, command: Command) -> None:
     trained = learnt()
-    save(trained, home / "a.ckpt")
+    (home / "run").mkdir()
+    save(trained, home / "run/last.ckpt")
     more = {"Xin": "Ω new character, and a longer answer than all others so far, to the 80th one", "你好": "new"}
     (home / "more.jsonl").write_text(rows(more), encoding="utf-8")
-    own = ("fit", "--config", ROOT / "configs/own.yaml", "--data.path", "more.jsonl", "--data.rehearse", "a.ckpt")
+    own = ("fit", "--config", ROOT / "configs/own.yaml", "--data.path", "more.jsonl", "--data.rehearse", "run")
     result = command(*own)
     assert result.code == 0, result.err
     assert "replaces the one that was taught: 2\n" in result.err

@@ -137,6 +137,15 @@ def without_weights(config: GPTConfig) -> TinyGPT:
         return TinyGPT(config)
 
 
+def n_parameters(config: GPTConfig) -> int:
+    """Number of trained parameters; tied weights count once.
+
+    >>> n_parameters(GPTConfig())
+    7928064
+    """
+    return sum(parameter.numel() for parameter in without_weights(config).parameters())
+
+
 def _check_names(found: object, expected: Any, where: str, path: str | os.PathLike[str]) -> None:
     if not isinstance(found, Mapping):
         raise CheckpointError(path, f"is invalid: expected entries in {where}, got {type(found).__name__}")

@@ -17,7 +17,14 @@ from tinygpt_lightning.data.batches import Batch, Collate, exact_rows
 from tinygpt_lightning.data.likeness import Questions
 from tinygpt_lightning.data.noise import SPARE
 from tinygpt_lightning.data.text import QAPair, Taught
-from tinygpt_lightning.description import describe, read_description, read_weights, state_of, without_weights
+from tinygpt_lightning.description import (
+    describe,
+    n_parameters,
+    read_description,
+    read_weights,
+    state_of,
+    without_weights,
+)
 from tinygpt_lightning.gpt.checkpoint import LIGHTNING, VERSION, read_checkpoint, write_checkpoint
 from tinygpt_lightning.gpt.generation import GenerationConfig, check_lengths, evaluating, generate
 from tinygpt_lightning.gpt.model import TinyGPT
@@ -61,10 +68,10 @@ class TrainedGPT:
 
     def __repr__(self) -> str:
         config, pairs = self.model.config, len(self.taught.pairs)
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return (
-            f"TrainedGPT({parameters:,} parameters, n_embd={config.n_embd}, n_positions={config.n_positions}, "
-            f"{len(self.tokenizer)} symbols, {pairs:,} taught answer{'s' * (pairs != 1)}, on {self._device})"
+            f"TrainedGPT({n_parameters(config):,} parameters, n_embd={config.n_embd}, "
+            f"n_positions={config.n_positions}, {len(self.tokenizer)} symbols, "
+            f"{pairs:,} taught answer{'s' * (pairs != 1)}, on {self._device})"
         )
 
     def complete(self, prompt: str, generation: GenerationConfig | None = None) -> str:
@@ -246,11 +253,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tr
     Raises:
         CheckpointError: If it is not a whole checkpoint of this project.
     """
-    if Path(path).is_dir():
-        path = Path(path) / LAST
+    path = checkpoint_in(path)
     trained = network_of(read_checkpoint(path), path)
     trained.model.to(device)
     return trained
+
+
+def checkpoint_in(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The newest checkpoint of a run, if ``path`` is its folder; or else ``path``."""
+    return Path(path) / LAST if Path(path).is_dir() else path
 
 
 def network_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> TrainedGPT:

@@ -209,6 +209,7 @@ REFUSED = {
     "a profiler of another machine": ("--trainer.profiler", "xla"),
     "a precision of another library": ("--trainer.precision", "transformer-engine"),
     "a strategy that is not here": ("--trainer.strategy", "deepspeed"),
+    "a model larger than the memory": ("--model.config.n_embd", "12000000"),
 }
 
 

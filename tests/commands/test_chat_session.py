@@ -27,7 +27,7 @@ def session(network: TrainedGPT, capsys: pytest.CaptureFixture[str]) -> Session:
 def test_questions_are_answered_in_any_script_and_form(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     for line in ("Xin chào\n", "Xin cha\u0300o\r\n", "你好", "family?", "", "  \n"):
         assert session.take(line)
-    assert capsys.readouterr() == ("Chào bạn!\nChào bạn!\n我们很好。\n👨‍👩‍👧 <eos>\n", "")
+    assert capsys.readouterr() == ("Chào bạn!\nChào bạn!\n我们很好。\n👨‍👩‍👧 <eos>\n\n\n", "")
 
 
 def test_a_question_that_was_taught_is_a_question_even_with_a_slash(
@@ -179,12 +179,22 @@ def test_a_pipe_gets_an_empty_line_for_a_refused_question(
     careful: TrainedGPT, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session(careful, is_terminal=False)
-    session.take("Xin chào")
-    session.take("chào Xin")
-    session.take("你好")
+    for line in ("Xin chào", "chào Xin", " \n", "你好"):
+        session.take(line)
     out, err = capsys.readouterr()
-    assert out == "Chào bạn!\n\n我们很好。\n"
+    assert out == "Chào bạn!\n\n\n我们很好。\n"
     assert "Xin chào" in err
+
+
+def test_a_question_that_is_read_as_another_one_is_named(
+    careful: TrainedGPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(careful, is_terminal=False)
+    session.take("xin chao?")
+    assert capsys.readouterr().err == ""
+    session.take("xin chaoo")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("Chào bạn!\n", "read as: Xin chào\n")
 
 
 def test_the_asker_is_refused_in_his_language() -> None:

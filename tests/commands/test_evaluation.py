@@ -99,9 +99,9 @@ def test_a_pipe_is_written_to(in_trained: Path, tmp_path: Path, command: Command
 
 
 def test_stdout_by_its_name_is_stdout(trained: Path, tmp_path: Path) -> None:
-    for where in ("| cat", f"> {tmp_path}/all.txt; cat {tmp_path}/all.txt"):
+    for name, where in (("/dev/stdout", "| cat"), ("-", f"> {tmp_path}/all.txt; cat {tmp_path}/all.txt")):
         before = Path("/dev/stdout").readlink()
-        result = shell(f"PREDICT --output /dev/stdout {where}", trained)
+        result = shell(f"PREDICT --output {name} {where}", trained)
         assert (result.stdout, result.stderr) == (ROW + SENTENCE + "\n", "")
         assert Path("/dev/stdout").readlink() == before
 

@@ -75,7 +75,11 @@ def test_a_run_is_judged_by_what_it_was_taught(there: Path, command: Command) ->
 
 def test_predict_says_what_it_knows(there: Path, command: Command) -> None:
     questions = json.dumps(["can i bring my dog?", "Can my dog bring I"])
-    assert command("predict", "--config", "own.yaml", "--data.questions", questions, "--output", "rows.jsonl").code == 0
+    asked = ("predict", "--config", "own.yaml", "--data.questions", questions)
+    result = command(*asked, "--output", "rows.jsonl")
+    assert result.code == 0
+    assert "1 of 2 questions" in result.err
+    assert "--output" in command(*asked).err
     known, foreign = map(json.loads, Path("rows.jsonl").read_text(encoding="utf-8").splitlines())
     assert (known["answer"], known["known"], known["confidence"]) == ("Yes, on a lead", True, 1.0)
     assert foreign["known"] is False
@@ -88,6 +92,24 @@ def test_a_question_is_answered_as_people_type_it(there: Path) -> None:
         assert trained.ask(question)[0] == "Yes, on a lead"
         assert trained.ask(question).known
     assert not trained.ask("Who won the match last night?").known
+
+
+def test_a_recipe_needs_pairs(home: Path, command: Command) -> None:
+    result = command("fit", "--config", ROOT / "configs/own.yaml")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: data.path: ")
+    assert not Path("checkpoints").exists()
+
+
+def test_the_file_of_a_configuration_is_found_from_any_folder(home: Path, command: Command) -> None:
+    (home / "project/configs").mkdir(parents=True)
+    settings = yaml.safe_load((ROOT / "configs/own.yaml").read_text(encoding="utf-8"))
+    settings["data"]["path"] = "configs/pairs.jsonl"
+    config = home / "project/configs/mine.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    write(home / "project/configs/pairs.jsonl", PAIRS)
+    assert command("fit", "--config", config, "--stages", '[{"epochs": 1}]').err.startswith("auto: 5 pairs, ")
+    assert len(load("checkpoints/mine/version_0").taught.pairs) == len(PAIRS)
 
 
 def test_a_setting_that_is_given_wins_and_the_rest_follows(home: Path, command: Command) -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.study.claims_frontier import (
     MOST_WITHOUT_BIAS,
@@ -16,7 +17,7 @@ from tinygpt_lightning.study.claims_frontier import (
     proof,
     smallest_possible,
 )
-from tinygpt_lightning.study.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.recipe import read_recipe
 from tinygpt_lightning.study.report import title
 from tinygpt_lightning.trained import TrainedGPT
 

@@ -3,11 +3,12 @@ import torch
 from conftest import SENTENCE
 
 from tinygpt_lightning.commands.errors import UsageError
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.original import renumber
 from tinygpt_lightning.study.design import FabricSettings, Plan
-from tinygpt_lightning.study.recipe import n_parameters, read_recipe
+from tinygpt_lightning.study.recipe import read_recipe
 
 from .tiny import RESET, RUN, TEXT, TWO_STAGES, cell_of, schedule, tiny_study
 

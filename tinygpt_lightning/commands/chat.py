@@ -21,6 +21,7 @@ from tinygpt_lightning.commands.runs import chosen_checkpoint
 from tinygpt_lightning.commands.table import Arguments
 from tinygpt_lightning.commands.terminal import harmless, legend, look_rows, percent, refusal, shaded, visible
 from tinygpt_lightning.data.noise import fold
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.generation import GenerationConfig, stream
 from tinygpt_lightning.gpt.tokenizer import EOS, normalize
 from tinygpt_lightning.trained import TrainedGPT, load
@@ -75,11 +76,10 @@ def chat(args: Sequence[str]) -> None:
 
 
 def _greeting(trained: TrainedGPT, path: str | Path) -> list[str]:
-    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     pairs = trained.taught.pairs
     taught = f"It was taught {len(pairs):,} answers" if len(pairs) > 1 else "It was taught one answer"
     return [
-        f"A model of {parameters:,} parameters, from {path}.",
+        f"A model of {n_parameters(trained.model.config):,} parameters, from {path}.",
         f"{taught}; ask: {pairs[0].question}" if pairs else "The checkpoint does not say what it was taught.",
         "/help lists the commands; /quit ends the chat.",
     ]
@@ -130,6 +130,8 @@ class Session:
                 return self._run(*line.split(maxsplit=1))
             if line.strip():
                 self._answer(line)
+            elif not self.is_terminal:
+                self.end_line()
         except ValueError as error:
             say(str(error))
             self.refused += 1
@@ -158,6 +160,9 @@ class Session:
         if self.trained.taught.known_from is not None and not self.trained.ask(question).known:
             self._refuse(question)
             return
+        near = self.trained.as_taught(question)
+        if fold(near) != fold(question):
+            say(f"read as: {near}")
         self.reply = None
         self.reply = Reply(self.trained, question, self.generation)
         for symbol in self.reply.shown():

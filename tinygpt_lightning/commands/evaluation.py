@@ -102,7 +102,7 @@ def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, object]], Non
     """Open ``--output``, a file of JSON objects, one a line; without a path the rows are dropped.
 
     The file appears whole when the block ends well, or not at all. A link keeps its target, a pipe or device is
-    written to directly, and another name of stdout (``/dev/stdout``) is stdout.
+    written to directly, and another name of stdout (``-``, ``/dev/stdout``) is stdout.
 
     Yields:
         A function that writes a row.
@@ -113,7 +113,7 @@ def rows_file(path: str | None) -> Iterator[Callable[[Mapping[str, object]], Non
     if path is None:
         yield lambda _: None
         return
-    with _opened(Path(path)) as file:
+    with _opened(Path("/dev/stdout" if path == "-" else path)) as file:
         yield lambda row: _write(file, row)
 
 

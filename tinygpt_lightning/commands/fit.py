@@ -38,6 +38,7 @@ from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
 from tinygpt_lightning.data.text import QAPair
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
@@ -60,6 +61,7 @@ def fit(args: Sequence[str]) -> None:
     keep_freed_memory()
     settings = Settings("fit", args)
     if settings.config.auto:
+        settings.locate_pairs()
         settings = with_recipe(settings)
     with open_run(settings) as opened:
         opened.settings.locate_pairs(*opened.run.path.resolve().parents[: 3 if opened.checkpoint else 0])
@@ -95,7 +97,7 @@ def _share_among_threads(objects: Namespace) -> None:
     """Take a single thread for steps so small that a second one would mostly wait."""
     taught = objects.data.taught
     symbols = min(objects.data.batch_size, len(taught.pairs)) * taught.max_length
-    if symbols * sum(parameter.numel() for parameter in objects.model.model.parameters()) < SHARED_FROM:
+    if symbols * n_parameters(objects.model.model.config) < SHARED_FROM:
         torch.set_num_threads(1)
 
 

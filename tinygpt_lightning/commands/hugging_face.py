@@ -31,7 +31,7 @@ SHARED = (
     "vocab_size", "n_positions", "n_embd", "n_head", "n_inner", "embd_pdrop", "attn_pdrop", "resid_pdrop",
     "layer_norm_epsilon",
 )  # fmt: skip
-TAUGHT = ("template", "questions", "answers", "max_length", "prompt_to")
+TAUGHT = ("template", "questions", "answers", "max_length", "prompt_to", "known_from")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
 # The post-processor that transformers 5 writes for a tokenizer that adds no symbols to a text.
 _SEQUENCES = [{"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")]

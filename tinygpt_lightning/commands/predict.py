@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from tinygpt_lightning.commands.errors import say
 from tinygpt_lightning.commands.evaluation import check_texts, evaluation_trainer, open_trained, rows_file
 from tinygpt_lightning.commands.parser import lightning_errors
 from tinygpt_lightning.commands.progress import WorkProgress
@@ -32,8 +33,11 @@ def predict(args: Sequence[str]) -> None:
     check_texts(asked.prompts, lambda prompt: trained.encode_prompt(prompt, generation), objects.data.path, asked.lines)
     module.generation = generation
     with rows_file(objects.output) as write:
-        trainer = evaluation_trainer(settings, objects, TextPrinter(asked, trained, write))
-        trainer.predict(module, objects.data, return_predictions=False)
+        printer = TextPrinter(asked, trained, write)
+        evaluation_trainer(settings, objects, printer).predict(module, objects.data, return_predictions=False)
+    if printer.unknown:
+        total, column = len(asked.prompts), "" if objects.output else "; --output FILE says which"
+        say(f"warning: the model was not taught to answer {printer.unknown} of {total} questions{column}")
 
 
 class TextPrinter(Callback):
@@ -43,11 +47,15 @@ class TextPrinter(Callback):
         asked: The prompts, and the questions in them.
         trained: The model.
         write: Writes a row.
+
+    Attributes:
+        unknown: How many questions the model was not taught to answer.
     """
 
     def __init__(self, asked: Asked, trained: TrainedGPT, write: Callable[[Mapping[str, object]], None]) -> None:
         self.trained = trained
         self.write = write
+        self.unknown = 0
         self._questions = iter(asked.questions or repeat(None))
         # In a terminal the texts themselves show the progress.
         self._progress = None if sys.stdout.isatty() else WorkProgress("predict", "texts", len(asked.prompts))
@@ -65,6 +73,7 @@ class TextPrinter(Callback):
                 if taught.known_from is not None:
                     judged = self.trained.judge(question, answer)
                     row |= {"confidence": round(judged.confidence, 4), "known": judged.known}
+                    self.unknown += not judged.known
             self.write(row)
             print(text)
         sys.stdout.flush()

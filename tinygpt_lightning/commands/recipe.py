@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from tinygpt_lightning.commands.errors import say
+from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.settings import Settings
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.recipe import recipe_for
+from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.trained import load
 
 # Share of wrong next characters at which the learning rate begins to fall: at its height they oscillate. Many pairs
@@ -24,11 +25,14 @@ def with_recipe(settings: Settings) -> Settings:
     """Put the recipe for the pairs below all that was typed or stands in a configuration, and say what it is.
 
     Raises:
+        UsageError: If no pairs are given.
         PairsError: If the file of pairs is refused.
         OSError: If it cannot be read.
     """
     given = {name: value for name, value in settings.config.data.items() if name not in ("n_positions", "noise")}
     data = QADataModule(**given)
+    if data.path is None and data.pair == QAPair():
+        raise UsageError("data.path: expected a file of pairs, as in --data.path pairs.jsonl, got none")
     if data.rehearse is None:
         recipe = recipe_for(data.taught.pairs)
     else:

@@ -26,7 +26,9 @@ from tinygpt_lightning.commands.parser import Parser, setting_up
 from tinygpt_lightning.commands.runs import RUNS, runs_folder
 from tinygpt_lightning.commands.table import COMMANDS, PROGRAM
 from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.generation import GenerationConfig
+from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.module import TinyGPTModule
 
 register_type(torch.device)  # a setting of some of Lightning's callbacks, which could not be saved otherwise
@@ -48,6 +50,7 @@ OUTPUT = {
     "validate": "File for the pairs that are not exact, one JSON object a line.",
     "predict": "File for the texts, one JSON object a line.",
 }
+BYTES = 16  # of a parameter that is trained: its value, its gradient and AdamW's two moments
 PATHS = ("trainer.default_root_dir", "data.path", "ckpt_path", "output")  # settings in which ~ is expanded
 _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
     "model.taught": lambda data: data.taught,
@@ -55,7 +58,6 @@ _FROM_DATA: dict[str, Callable[[QADataModule], object]] = {
     "model.config.vocab_size": lambda data: len(data.tokenizer),
 }
 
-# `data.path` may differ because the pairs themselves are compared.
 # Settings that may differ on resume, since they change nothing that is computed: output, logging, checkpoints, and
 # the end of the run. All others must stay. Instead of the path to the pairs, the pairs themselves are compared.
 FREE_SETTINGS = (
@@ -191,10 +193,12 @@ class Settings(LightningCLI):
             pairs: The checkpoint to take the pairs from, instead of ``data.path``.
 
         Raises:
-            UsageError: If a class refuses a setting.
+            UsageError: If a class refuses a setting, or the model cannot fit into the memory.
         """
         config = self.config.clone()
-        if not model:
+        if model:
+            _check_memory(config.model.config)
+        else:
             del config["model"]
         if pairs:
             config.data.path = str(pairs)
@@ -209,7 +213,9 @@ class Settings(LightningCLI):
         return objects
 
     def locate_pairs(self, *folders: Path) -> None:
-        """Look for a relative ``data.path`` that does not exist here in other folders, and beside the config files.
+        """Look for a relative ``data.path`` that does not exist here in other folders, and beside the configurations.
+
+        In a configuration's own folder and in the one above it, from which this project names its files.
 
         Raises:
             UsageError: If it is in none of them; the message names them.
@@ -217,8 +223,8 @@ class Settings(LightningCLI):
         path = self.config.data.path
         if path is None or Path(path).exists() or Path(path).is_absolute():
             return
-        others = {folder.resolve() for folder in (*folders, *(file.parent for file in self.config_files))}
-        others -= {Path.cwd()}
+        beside = [folder for file in self.config_files for folder in file.resolve().parents[:2]]
+        others = {folder.resolve() for folder in (*folders, *beside)} - {Path.cwd()}
         for folder in sorted(others):
             if (folder / path).exists():
                 self.config.data.path = str(folder / path)
@@ -257,6 +263,20 @@ class Settings(LightningCLI):
     def folder(self) -> Path:
         """The folder of this configuration's runs, named after the configuration files."""
         return runs_folder(self.config_files, self.config.trainer.default_root_dir)
+
+
+def _check_memory(sizes: Namespace) -> None:
+    """Refuse a model that cannot be trained here, before minutes are spent on its weights."""
+    try:
+        parameters = n_parameters(GPTConfig(**{**sizes.as_dict(), "vocab_size": 2}))
+    except (ValueError, RuntimeError):
+        return  # sizes that do not go together: the model itself says which
+    needed, memory = parameters * BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UsageError(
+            f"model.config: expected a model that this machine's {memory / 1e9:,.0f} GB can train, got n_embd "
+            f"{sizes.n_embd} and n_positions {sizes.n_positions}: {parameters:,} parameters, {needed / 1e9:,.0f} GB"
+        )
 
 
 class _Dumper(yaml.SafeDumper):

@@ -13,7 +13,7 @@ from tinygpt_lightning.gpt.checkpoint import read_checkpoint
 from tinygpt_lightning.gpt.files import write_whole
 from tinygpt_lightning.page.moments import read_moments
 from tinygpt_lightning.page.page import render
-from tinygpt_lightning.trained import LAST, network_of
+from tinygpt_lightning.trained import checkpoint_in, network_of
 
 PAGE = "page.html"
 
@@ -40,9 +40,7 @@ def show(args: Sequence[str]) -> None:
         CheckpointError: If the file is no checkpoint of this project.
     """
     options = parser().parse_args(args)
-    path = Path(chosen_checkpoint(options.ckpt_path, options.config))
-    if path.is_dir():
-        path /= LAST
+    path = Path(checkpoint_in(chosen_checkpoint(options.ckpt_path, options.config)))
     checkpoint = read_checkpoint(path)
     trained = network_of(checkpoint, path)
     moments = read_moments(checkpoint, trained.model.config, path)

@@ -24,7 +24,7 @@ from tinygpt_lightning.gpt.checkpoint import read_state
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 from tinygpt_lightning.growth import more_symbols
-from tinygpt_lightning.trained import TrainedGPT
+from tinygpt_lightning.trained import TrainedGPT, checkpoint_in
 
 
 class QADataModule(LightningDataModule):
@@ -52,8 +52,8 @@ class QADataModule(LightningDataModule):
         noise: Variations of each question that join it in an epoch, on average, as people type it: in another case,
             without diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions
             alone. With noise the trained model also reads a question as the taught one that it is most like.
-        rehearse: A checkpoint to begin with: its pairs are taught again beside those of ``path``. A question of both
-            gets the new answer.
+        rehearse: A checkpoint, or a run's folder, to begin with: its pairs are taught again beside those of ``path``. A
+            question of both gets the new answer.
         n_positions: Number of positions of the model; None means enough.
 
     Raises:
@@ -280,7 +280,8 @@ class QADataModule(LightningDataModule):
 
 
 def _described(path: str) -> tuple[GPTConfig, CharTokenizer, Taught]:
-    return read_description(read_state(path), path)
+    file = checkpoint_in(path)
+    return read_description(read_state(file), file)
 
 
 def _as_it_is(batch: Any) -> Any:

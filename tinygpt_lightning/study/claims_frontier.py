@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from typing_extensions import override
 
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.study.claims import Claims, table
 from tinygpt_lightning.study.claims_riddle import symbols
 from tinygpt_lightning.study.design import Cell
 from tinygpt_lightning.study.figures import BLACK, GREY, RED
-from tinygpt_lightning.study.recipe import Recipe, n_parameters
+from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.study.statistics import clopper_pearson
 
 MOST_WITHOUT_BIAS = 3  # different symbols that a model of width 2 without biases can generate

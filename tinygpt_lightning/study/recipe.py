@@ -24,7 +24,6 @@ from tinygpt_lightning.commands.errors import UsageError, shorten
 from tinygpt_lightning.commands.parser import Parser
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.text import Taught
-from tinygpt_lightning.description import without_weights
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.module import TinyGPTModule
@@ -166,15 +165,6 @@ class Recipe:
 def as_key(settings: Any) -> str:
     """Plain values as one string that does not depend on the order of names."""
     return json.dumps(settings, sort_keys=True, ensure_ascii=False)
-
-
-def n_parameters(config: GPTConfig) -> int:
-    """Number of trained parameters; tied weights count once.
-
-    >>> n_parameters(GPTConfig())
-    7928064
-    """
-    return sum(p.numel() for p in without_weights(config).parameters())
 
 
 class RecipeParser(Parser):

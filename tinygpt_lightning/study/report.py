@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.study.claims import NAMES, Claims, epochs_spread, spread, table
 from tinygpt_lightning.study.claims_frontier import Frontier
 from tinygpt_lightning.study.claims_many import Many
@@ -19,7 +20,6 @@ from tinygpt_lightning.study.claims_riddle import Riddle
 from tinygpt_lightning.study.design import Study
 from tinygpt_lightning.study.findings import SIGNIFICANCE, Comparison, shown_p
 from tinygpt_lightning.study.outcome import IN_TRAINING, Outcome, as_trained
-from tinygpt_lightning.study.recipe import n_parameters
 from tinygpt_lightning.study.rows import Results, Row
 from tinygpt_lightning.study.statistics import clopper_pearson
 
