@@ -30,9 +30,8 @@ class Template:
 
     Args:
         pattern: The text, with ``{question}`` and, behind it, ``{answer}`` where they belong. ``{question:40}`` fills
-            a question up with spaces to 40 characters: the answer then begins at the same position even if the
-            question is asked with a character more or less, which a model of positions learns much sooner.
-            ``{question:>40}`` puts the spaces before the question.
+            a question up with spaces to 40 characters, ``{question:>40}`` with spaces before it: the answer then begins
+            at the same position even behind a character more or less, which a model of positions learns much sooner.
 
     Raises:
         ValueError: If ``pattern`` does not have each of the two once, in this order.
