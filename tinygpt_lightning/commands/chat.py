@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,10 +181,9 @@ class Session:
             say("\n  ".join([refused, *nearest]))
 
     def _list(self, words: str) -> None:
-        def has(question: str, word: str) -> bool:
-            return any(fold(word) in fold(part) for part in question.split())
-
-        questions = [question for question in self._questions if all(has(question, word) for word in words.split())]
+        folded = {question: " ".join(map(fold, question.split())) for question in self._questions}
+        wanted = list(map(fold, words.split()))
+        questions = [question for question, text in folded.items() if all(word in text for word in wanted)]
         self.print(*questions[:MAX_LISTED])
         if (hidden := len(questions) - MAX_LISTED) > 0:
             say(f"and {hidden} more")
@@ -232,10 +232,12 @@ class Session:
         if argument:
             changes: dict[str, Any] = {name: _number(name, argument)}
             self.generation = dataclasses.replace(self.generation, **changes)
-        say(f"{name} is {_plain(getattr(self.generation, name))}")
+        say(f"{name} is {json.dumps(getattr(self.generation, name))}")
 
     def _help(self, _: str) -> None:
-        settings = {f"/{name} N": f"generation; now {_plain(value)}" for name, value in vars(self.generation).items()}
+        settings = {
+            f"/{name} N": f"generation; now {json.dumps(value)}" for name, value in vars(self.generation).items()
+        }
         rows = {**HELP, **settings}
         width = max(map(len, rows))
         self.print(*(f"{command:{width}}  {text}" for command, text in rows.items()))
@@ -329,7 +331,3 @@ def _number(name: str, text: str) -> float | None:
         return kind(text)
     except ValueError:
         raise ValueError(f"{name}: expected {expected}{', or null' * (NoneType in kinds)}, got {text!r}") from None
-
-
-def _plain(value: object) -> str:
-    return "null" if value is None else str(value)
