@@ -115,9 +115,7 @@ class Session:
         self.reply: Reply | None = None
         self.refused = 0
         self._questions = [pair.question for pair in trained.taught.pairs]
-        self._commands = {
-            "/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help,
-        }  # fmt: skip
+        self._commands = {"/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help}
 
     def take(self, line: str) -> bool:
         """Answer a question or run a command; a mistake is reported and changes nothing.
@@ -182,8 +180,7 @@ class Session:
 
     def _list(self, words: str) -> None:
         folded = {question: " ".join(map(fold, question.split())) for question in self._questions}
-        wanted = list(map(fold, words.split()))
-        questions = [question for question, text in folded.items() if all(word in text for word in wanted)]
+        questions = [question for question, text in folded.items() if all(fold(w) in text for w in words.split())]
         self.print(*questions[:MAX_LISTED])
         if (hidden := len(questions) - MAX_LISTED) > 0:
             say(f"and {hidden} more")
