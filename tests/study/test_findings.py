@@ -236,3 +236,24 @@ def test_epochs_of_a_run_are_censored_at_the_end_of_its_last_stage():
     tests = by_pair(results_of(tiny_study(factors=schedule("2×3"), seeds=8), decide), EPOCHS_OF_RUN)
     test = tests["vocabulary", "schedule 2×3", ("stable", "resorted")]
     assert (test.shown, test.p) == (("5", "6"), 2 / 2**8)
+
+
+def test_a_hypothesis_is_one_test_over_all_its_matched_cells():
+    """Seeds 0 to 5 differ in both strata: 2 / 2^6, and no correction."""
+
+    def decide(cell, seed):
+        return outcome(cell.levels["model.config.n_head"] == "1" or seed > 5)
+
+    claims = Claims(results_of(study(TWO, confirm="model.config.n_head"), decide))
+    [test] = claims.primary
+    assert (test.factor, test.within, test.shown) == ("model.config.n_head", "all runs", ("40/40", "28/40"))
+    assert test.p == test.p_holm == pytest.approx(2 / 2**6)
+    assert {each.factor for each in claims.secondary} == set(TWO)
+    assert not {test} & set(claims.secondary)
+    assert any("the one hypothesis of the plan" in sentence for sentence in claims.remarks())
+
+
+@pytest.mark.parametrize("factor", ["absent", "letter"])
+def test_a_hypothesis_has_a_factor_of_two_levels(factor):
+    with pytest.raises(ValueError, match=f"confirm: expected a factor of two levels, got {factor}"):
+        study(LETTERS, confirm=factor)

@@ -213,5 +213,4 @@ def test_a_frontier_is_an_answer_only_if_it_is_one(claims, shortcoming):
 
 def test_the_largest_record_is_the_originals():
     wide = dataclasses.replace(SENTENCE.config, n_embd=1020)  # as in the author's transcript
-    assert RECORDS[-1].parameters == n_parameters(wide)
-    assert RECORDS[-1].steps == 60
+    assert RECORDS[-1] == (n_parameters(wide), 60)

@@ -7,7 +7,7 @@ from tinygpt_lightning.study.ensemble import Ensemble
 from tinygpt_lightning.study.outcome import as_trained, kept_epochs, number
 from tinygpt_lightning.trained import TrainedGPT
 
-from .test_sharing import outcomes
+from .test_chunks import outcomes
 from .tiny import RESET, RUN, TEXT, TWO_STAGES, cell_of, tiny_study
 
 STAGED = {"1×40": {"stages": [{"epochs": 40}]}, "2×20": {"stages": [{"epochs": 20}, {"epochs": 20}]}}

@@ -10,7 +10,7 @@ from scipy.special import comb
 
 from .tiny import ROOT
 
-REPORTS = ("riddle", "riddle/full", "reset", "dose", "tuned", "many", "frontier")
+REPORTS = ("riddle", "riddle/full", "reset", "dose", "tuned", "many", "many/again", "frontier")
 EPOCHS = ("epochs of the last stage to exactness", "epochs to exactness")
 FIELDS = {
     "final loss, dropout off (nats)": "final_loss_dropout_off",

@@ -193,3 +193,32 @@ def test_many_pairs():
     # A tuning of its own, on seeds that are not reported.
     assert {row["seed"] for index in range(3) for row in rows_of(f"many/tuning/{index}")} == {100, 101}
     assert {row["seed"] for row in rows} == set(range(10))
+
+
+def test_the_hypothesis_of_many_pairs_on_new_seeds():
+    rows = rows_of("many/again")
+    seeds = sorted({row["seed"] for row in rows})
+    seen = {row["seed"] for name in ("many", *(f"many/tuning/{i}" for i in range(3))) for row in rows_of(name)}
+    assert (len(rows), seeds, seen & {*seeds}) == (60, list(range(10, 20)), set())
+    differences, better = np.zeros(len(seeds)), [0, 0]
+    for pairs in ("10", "50", "50 in batches of 10"):
+        arms = [
+            {row["seed"]: row["epochs_of_run_to_exact"] for row in select(rows, pairs=pairs, optimizer=level)}
+            for level in ("kept", "new")
+        ]
+        epochs = [arm[seed] for arm in arms for seed in seeds]
+        times, events = np.array([250 if e is None else e for e in epochs]), np.array([e is not None for e in epochs])
+        hazard = [(events & (times == time)).sum() / max(1, (times >= time).sum()) for time in range(251)]
+        scores = events - np.cumsum(hazard)[times]  # of the log-rank test
+        differences += scores[: len(seeds)] - scores[len(seeds) :]
+        kept, new = np.split(np.where(events, times, np.inf), 2)
+        better[0] += (kept < new).sum()
+        better[1] += (kept > new).sum()
+    test = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert differences.mean() > 0  # a kept optimizer is exact sooner
+    line = f"| optimizer | all runs | epochs to exactness | kept / new | 77 / 99 | – | 10 | {test.pvalue:.2g} |"
+    assert line in report_of("many/again")
+    words = f"in {better[0]} of the 30 comparisons of a seed, and saves some in {better[1]} (p = {test.pvalue:.1g} for"
+    assert words in README
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"({better[0]} of 30 comparisons of a seed, p = {test.pvalue:.1g}; [report]" in front

@@ -14,6 +14,8 @@ from tinygpt_lightning.study.rows import Results
 
 from .tiny import ROOT, cell_of, read_rows
 
+pytestmark = pytest.mark.slow  # a quarter of a minute
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

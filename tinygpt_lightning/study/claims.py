@@ -8,52 +8,25 @@ from statistics import median
 from matplotlib.figure import Figure
 
 from tinygpt_lightning.study.figures import CURVES, curve_figure, exactness_figure
-from tinygpt_lightning.study.findings import (
-    EPOCHS,
-    EPOCHS_OF_RUN,
-    MEASURES,
-    OUTCOMES,
-    SIGNIFICANCE,
-    Comparison,
-    comparisons,
-    corrected,
-    shown_p,
-)  # fmt: skip
+from tinygpt_lightning.study.findings import SIGNIFICANCE, Comparison, families, shown_p
 from tinygpt_lightning.study.outcome import Outcome, as_trained
 from tinygpt_lightning.study.rows import Results
 
-NAMES = {
-    "exactness": "exactness",
-    "loss": "the final loss",
-    "epochs": "the epochs to exactness",
-    "epochs_of_run": "the epochs to exactness",
-}
+TO_EXACTNESS = "the epochs to exactness"
+NAMES = {"exactness": "exactness", "loss": "the final loss", "epochs": TO_EXACTNESS, "epochs_of_run": TO_EXACTNESS}
 
 
 class Claims:
     """The statements about a study that follow from its design alone.
 
-    Args:
-        results: The outcomes.
-
     Attributes:
-        primary: All comparisons on the outcome that the study is about, corrected together.
-        secondary: All comparisons on other measures, corrected together.
+        primary: The comparisons that answer the question of the study, corrected together.
+        secondary: All others, corrected together.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        asked = OUTCOMES[results.study.plan.outcome]
-        other_epochs = EPOCHS if asked == EPOCHS_OF_RUN else EPOCHS_OF_RUN
-        measured = [
-            name
-            for name, value in MEASURES.items()
-            if name != other_epochs and any(value(outcome) is not None for *_, outcome in results.runs)
-        ]
-        every = [*comparisons(results, None), *self.own_contrasts()]
-        every += [comparison for measure in measured for comparison in comparisons(results, measure)]
-        self.primary = corrected([each for each in every if each.measure == asked])
-        self.secondary = corrected([each for each in every if each.measure != asked])
+        self.primary, self.secondary = families(results, self.own_contrasts())
 
     def own_contrasts(self) -> list[Comparison]:
         """More comparisons on exactness, beside those of each factor."""
@@ -77,9 +50,8 @@ class Claims:
 
     def varying(self, setting: str) -> list[str]:
         """Names of the factors that vary a setting whose path ends with ``setting``."""
-        return [
-            factor.name for factor in self.results.study.factors if any(path.endswith(setting) for path in factor.paths)
-        ]
+        factors = self.results.study.factors
+        return [factor.name for factor in factors if any(path.endswith(setting) for path in factor.paths)]
 
     def shortcoming(self) -> str | None:
         """Why the report gives no answer; None if it gives one."""
@@ -111,14 +83,20 @@ class Claims:
         if not self.established:
             return []
         best = min((each for each in self.primary if each.established), key=lambda each: each.p)
-        (first, second), (one, other) = best.levels, best.shown
-        said = f"{best.factor} {first} gives {one}, {second} {other}"
+        said = f"{best.factor} {best.levels[0]} gives {best.shown[0]}, {best.levels[1]} {best.shown[1]}"
         what = "Runs that are exact" if best.measure is None else f"Median of the {best.measure}"
         return [f"{what}: {said} ({best.within}; p {shown_p(best.p_holm or 0)} after Holm)."]
 
     def remarks(self) -> list[str]:
-        """Factors without an effect on the outcome, and effects on other measures."""
-        return [*self.without_effect(), *self.effects_sentence()]
+        """Factors without an effect on the outcome, effects on other measures, and what the plan says of its test."""
+        stated = ["This is the one hypothesis of the plan, stated before these runs; all other tests are secondary."]
+        clear: dict[str, dict[str, None]] = {}  # in the order of the comparisons
+        for each in self.secondary:
+            if each.established:
+                clear.setdefault(each.measure or NAMES["exactness"], {})[each.factor] = None
+        parts = [f"{measure} with {listed(list(factors))}" for measure, factors in clear.items()]
+        others = [f"Other significant differences: {'; '.join(parts)}."] if parts else []
+        return [*self.without_effect(), *(stated if self.results.study.plan.confirm else []), *others]
 
     def without_effect(self) -> list[str]:
         """Factors without an established effect on the outcome, if there are any."""
@@ -129,15 +107,6 @@ class Claims:
         same = "" if any(each.informative for each in others) else ": no pair of runs differs in it"
         return [f"No effect of {factors} on {self.outcome} is established{same}."]
 
-    def effects_sentence(self) -> list[str]:
-        """Significant differences in other measures, if there are any."""
-        clear: dict[str, dict[str, None]] = {}  # in the order of the comparisons
-        for each in self.secondary:
-            if each.established:
-                clear.setdefault(each.measure or NAMES["exactness"], {})[each.factor] = None
-        parts = [f"{measure} with {listed(list(factors))}" for measure, factors in clear.items()]
-        return [f"Other significant differences: {'; '.join(parts)}."] if parts else []
-
     def sections(self) -> list[str]:
         """More sections of the report, in Markdown, before the tables that every report has."""
         return []
@@ -145,18 +114,14 @@ class Claims:
     def figures(self) -> dict[str, Figure]:
         """The figures, by the name of their file."""
         measured = {name for _, _, outcome in self.results.runs for name in CURVES if name in outcome}
+        if any(cell.recipe.trainer.callbacks for cell in self.results.by_cell):
+            measured = set()  # one may end a run when it is exact: a median over the seeds is one over the slow ones
         curves = {name: curve_figure(self.results, name) for name in CURVES if name in measured}
         return {"exactness": exactness_figure(self.results), **curves} if self.results.runs else {}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table.
-
-    >>> print(table(["cell", "n"], [["1×30", "20"]]))
-    | cell | n |
-    |---|---|
-    | 1×30 | 20 |
-    """
+    """A Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
@@ -171,11 +136,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def shown(value: float | None) -> str:
-    """A number with four digits; a dash for None.
-
-    >>> shown(0.0012345), shown(237.0), shown(None)
-    ('0.001234', '237', '–')
-    """
+    """A number with four digits; a dash for None."""
     return "–" if value is None else f"{value:.4g}"
 
 
@@ -197,10 +158,6 @@ def spread(values: Iterable[float | None]) -> str:
 def epochs_spread(outcomes: Sequence[Outcome], name: str = "epochs_to_exact") -> str:
     """Kaplan–Meier median and range of the epochs to exactness, and the seeds without it or that lost it again.
 
-    Args:
-        outcomes: The seeds of a cell.
-        name: Field of the epochs.
-
     >>> outcomes = [{"epochs_to_exact": epochs, "exact": epochs == 3} for epochs in (3, 5, None)]
     >>> epochs_spread(outcomes)
     '5 (3–5); 1 never, 1 lost it again'
@@ -209,10 +166,9 @@ def epochs_spread(outcomes: Sequence[Outcome], name: str = "epochs_to_exact") ->
     if not known:
         return "never" if outcomes else "–"
     # All seeds of a cell are censored at the same epoch: half of them are exact by the median.
-    half = (len(outcomes) - 1) // 2
+    half, never = (len(outcomes) - 1) // 2, len(outcomes) - len(known)
     middle = shown(known[half]) if half < len(known) else "never in half of the seeds"
-    never = len(outcomes) - len(known)
     lost = sum(o.get(name) is not None and not as_trained(o, "exact") for o in outcomes)
     notes = [f"{count} {what}" for count, what in ((never, "never"), (lost, "lost it again")) if count]
     text = middle if known[0] == known[-1] and not never else f"{middle} ({known[0]}–{known[-1]})"
-    return text + (f"; {', '.join(notes)}" if notes else "")
+    return "; ".join([text, *([", ".join(notes)] if notes else [])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count, product
+from itertools import chain, count, product, takewhile
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -22,40 +22,19 @@ MOST_WITHOUT_BIAS = 3  # different symbols that a model of width 2 without biase
 OPEN = 0.01  # "every seed" needs a 95 % interval whose lower end is above 1 - OPEN
 
 
-class Record(NamedTuple):
-    """A result that the original's author published, of one run.
-
-    Args:
-        parameters: Number of trained parameters.
-        steps: Epochs of all stages together.
-        folder: Folder of the original's repository.
-    """
-
-    parameters: int
-    steps: int
-    folder: str
-
-
+# Parameters and steps (epochs of all stages together) of results that the original's author published, of one run each.
 # github.com/Mr-Jack-Tung/oneChatGPT: sizes as its training scripts print them, steps as they are set there. The last
 # folder's transcript is of width 1,020; with the settings that are in it now, its model has 7,928,064 parameters.
 RECORDS = (
-    Record(780, 100 * 100, "Single_Block_GPT2_0,8k_params_OMG"),
-    Record(3_492, 50 * 50, "Single_Block_GPT2_3,5k_params_OMG"),
-    Record(34_704, 10 * 30, "Single_Block_GPT2_35k_params"),
-    Record(13_613_940, 2 * 30, "Single_Block_GPT2_No_depend"),
+    (780, 100 * 100),  # Single_Block_GPT2_0,8k_params_OMG
+    (3_492, 50 * 50),  # Single_Block_GPT2_3,5k_params_OMG
+    (34_704, 10 * 30),  # Single_Block_GPT2_35k_params
+    (13_613_940, 2 * 30),  # Single_Block_GPT2_No_depend
 )
 
 
 class Point(NamedTuple):
-    """A cell of the frontier.
-
-    Args:
-        cell: The cell.
-        parameters: Number of trained parameters.
-        steps: Epochs of all stages together.
-        k: Number of seeds that become exact.
-        n: Number of seeds.
-    """
+    """A cell of the frontier, with ``k`` of ``n`` seeds exact after ``steps``, the epochs of all stages together."""
 
     cell: Cell
     parameters: int
@@ -66,8 +45,7 @@ class Point(NamedTuple):
     @property
     def size(self) -> str:
         """Name of the size, in short lines."""
-        cell = self.cell
-        return (cell.control or next(iter(cell.levels.values()), "")).replace(", ", ",\n")
+        return (self.cell.control or next(iter(self.cell.levels.values()), "")).replace(", ", ",\n")
 
     @property
     def interval(self) -> str:
@@ -94,15 +72,7 @@ class Frontier(Claims):
     def smallest(self) -> Point | None:
         """The smallest model that any seed learns, at the length at which most seeds learn it."""
         learnt = [point for point in self.points if point.k]
-        if not learnt:
-            return None
-        least = learnt[0].parameters
-        return max((point for point in learnt if point.parameters == least), key=lambda point: point.k / point.n)
-
-    @property
-    def every(self) -> Point | None:
-        """The smallest model that every seed learns, in the fewest steps."""
-        return next((point for point in self.points if point.k == point.n), None)
+        return min(learnt, key=lambda point: (point.parameters, -point.k / point.n), default=None)
 
     @override
     def shortcoming(self) -> str | None:
@@ -111,37 +81,32 @@ class Frontier(Claims):
         if not self.smallest:
             return "no network learns the sentence"
         n = len(self.results.seeds)
-        if clopper_pearson(n, n).low < 1 - OPEN:
-            return f"{n} seeds leave more than {100 * OPEN:.0f} % of all seeds open, whatever they do"
-        return None
+        is_open = clopper_pearson(n, n)[0] < 1 - OPEN
+        return f"{n} seeds leave more than {100 * OPEN:.0f} % of all seeds open, whatever they do" if is_open else None
 
     @override
     def sentences(self) -> list[str]:
-        smallest, every = self.smallest, self.every
+        points, smallest = self.points, self.smallest
         if smallest is None:
             return [f"**None of {len(self.results.runs)} runs learns the sentence.**"]
         found = [
             f"**The smallest network that any seed learns has {smallest.parameters:,} parameters**: exact in "
             f"{smallest.interval} after {smallest.steps:,} steps."
         ]
-        if every:
-            same = (
-                "this one, too"
-                if every.parameters == smallest.parameters
-                else f"one of {every.parameters:,} parameters"
-            )
-            found.append(f"The smallest one that every seed learns is {same}, in {every.steps:,} steps.")
+        if every := next((point for point in points if point.k == point.n), None):
+            same = every.parameters == smallest.parameters
+            which = "this one, too" if same else f"one of {every.parameters:,} parameters"
+            found.append(f"The smallest one that every seed learns is {which}, in {every.steps:,} steps.")
         bound = smallest_possible(smallest.cell.recipe)
         if bound and smallest.parameters == n_parameters(bound):
-            smaller = [point for point in self.points if point.parameters < smallest.parameters]
-            runs = sum(point.n for point in smaller)
+            runs = sum(point.n for point in points if point.parameters < smallest.parameters)
             found.append(
                 f"In real arithmetic no smaller one exists within one block of GPT-2 with {bound.vocab_size} symbols, "
                 f"{bound.n_positions} positions and all biases or none, as is proved below"
                 + (f"; of {runs:,} runs of smaller ones none is exact." if runs else ".")
             )
-        least, steps = RECORDS[0].parameters, RECORDS[0].steps
-        return [*found, f"The original's author published a record of {least} parameters in {steps:,} steps."]
+        parameters, steps = RECORDS[0]
+        return [*found, f"The original's author published a record of {parameters} parameters in {steps:,} steps."]
 
     @override
     def sections(self) -> list[str]:
@@ -149,23 +114,16 @@ class Frontier(Claims):
             return []
         recipe = self.points[0].cell.recipe
         argument = proof(recipe)
-        return [
-            "![frontier](frontier.png)",
-            *(["## Why no smaller one exists", *argument] if argument else []),
-            *self._experiment(recipe),
-        ]
-
-    def _experiment(self, recipe: Recipe) -> list[str]:
+        found = ["![frontier](frontier.png)", *(["## Why no smaller one exists", *argument] if argument else [])]
         rows = []
         for point in self.points:
             if point.k == 0:
                 answers = [symbols(o["text"])[len(recipe.prompt) :] for o in self.results.by_cell[point.cell].values()]
                 most = max(len(set(answer)) for answer in answers)
                 rows.append([point.cell.name, f"{point.parameters:,}", f"{point.steps:,}", point.interval, str(most)])
-        if not rows:
-            return []
         header = ["cell", "parameters", "steps", "exact", "most different symbols in an answer"]
-        return ["Beside it, the cells in which no seed becomes exact:", table(header, rows)]
+        beside = ["Beside it, the cells in which no seed becomes exact:", table(header, rows)]
+        return [*found, *(beside if rows else [])]
 
     @override
     def figures(self) -> dict[str, Figure]:
@@ -176,17 +134,14 @@ def frontier_figure(points: list[Point]) -> Figure:
     """Fraction of exact seeds by size and steps, and the results that the original's author published."""
     sizes = {(point.parameters, point.size) for point in points}
     known = {parameters for parameters, _ in sizes}
-    sizes |= {(record.parameters, "") for record in RECORDS if record.parameters not in known}
+    sizes |= {(parameters, "") for parameters, _ in RECORDS if parameters not in known}
     places = {size: x for x, size in enumerate(sorted(sizes))}
     figure = Figure(figsize=(2.2 + 1.15 * len(places), 6.5), layout="constrained")
     axes = figure.add_subplot()
-    xs = [places[point.parameters, point.size] for point in points]
-    shares = axes.scatter(
-        xs, [point.steps for point in points], c=[100 * point.k / point.n for point in points],
-        cmap="viridis", vmin=0, vmax=100, s=1600, edgecolors=GREY,
-    )  # fmt: skip
-    for x, point in zip(xs, points, strict=True):
-        share = 100 * point.k / point.n
+    xs, percent = [places[point.parameters, point.size] for point in points], [100 * p.k / p.n for p in points]
+    steps = [point.steps for point in points]
+    shares = axes.scatter(xs, steps, c=percent, cmap="viridis", vmin=0, vmax=100, s=1600, edgecolors=GREY)
+    for x, point, share in zip(xs, points, percent, strict=True):
         low, high = clopper_pearson(point.k, point.n)
         colour = "white" if share < 60 else BLACK
         for text, height, size in ((f"{share:.4g}", 4, 9), (f"{100 * low:.1f}–{100 * high:.1f}", -6, 6)):
@@ -194,9 +149,9 @@ def frontier_figure(points: list[Point]) -> Figure:
                 text, (x, point.steps), (0, height), textcoords="offset points", ha="center", va="center",
                 color=colour, fontsize=size,
             )  # fmt: skip
-    for record in RECORDS:
-        x = next(x for (parameters, _), x in places.items() if parameters == record.parameters)
-        axes.scatter(x, record.steps, marker="*", s=320, color=RED)
+    for record, step in RECORDS:
+        x = next(x for (parameters, _), x in places.items() if parameters == record)
+        axes.scatter(x, step, marker="*", s=320, color=RED)
     axes.set_xticks(range(len(places)), [f"{parameters:,}\n{size}" for parameters, size in places], fontsize=9)
     axes.set_xlim(-0.6, len(places) - 0.4)
     axes.set_yscale("log")
@@ -210,10 +165,8 @@ def frontier_figure(points: list[Point]) -> Figure:
     star = Line2D([], [], marker="*", ls="", markersize=14, color=RED)
     words = "published by the original's author, one run each"
     figure.legend([star], [words], loc="outside lower center", frameon=False)
-    figure.suptitle(
-        "How small, and how long: seeds that say the sentence exactly, in %, with 95 % Clopper–Pearson intervals",
-        weight="bold",
-    )
+    about = "seeds that say the sentence exactly, in %, with 95 % Clopper–Pearson intervals"
+    figure.suptitle(f"How small, and how long: {about}", weight="bold")
     return figure
 
 
@@ -234,14 +187,9 @@ def kinds_below(recipe: Recipe, parameters: int) -> list[GPTConfig]:
 
     GPT-2's other options only add parameters (a wider MLP, more positions) or none (heads).
     """
-    smallest: list[GPTConfig] = []
-    for width in count(1):
-        kinds = [least(recipe, width, bias=bias, tied=tied) for bias, tied in product((False, True), repeat=2)]
-        smaller = [config for config in kinds if n_parameters(config) < parameters]
-        if not smaller:
-            break
-        smallest += smaller
-    return smallest
+    by_width = ([least(recipe, w, bias=b, tied=t) for b, t in product((False, True), repeat=2)] for w in count(1))
+    smaller = ([config for config in kinds if n_parameters(config) < parameters] for kinds in by_width)
+    return list(chain.from_iterable(takewhile(bool, smaller)))
 
 
 def proof(recipe: Recipe) -> list[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from matplotlib.figure import Figure
 from typing_extensions import override
 
 from tinygpt_lightning.study.claims import Claims, listed, shown, table
 from tinygpt_lightning.study.design import Cell
-from tinygpt_lightning.study.figures import exactness_figure
-from tinygpt_lightning.study.findings import ENDS, EPOCHS_OF_RUN, MEASURES, Comparison, corrected, shown_p
+from tinygpt_lightning.study.findings import Comparison, corrected, shown_p
 from tinygpt_lightning.study.outcome import Outcome
 from tinygpt_lightning.study.rows import Results
 
@@ -20,11 +18,7 @@ UNDECIDED = "makes no established difference"
 
 
 class Many(Claims):
-    """Epochs to exactness with the optimizer kept or new, at each level of the factor ``pairs``.
-
-    Args:
-        results: The outcomes.
-    """
+    """Epochs to exactness with the optimizer kept or new, at each level of the factor ``pairs``."""
 
     def __init__(self, results: Results) -> None:
         super().__init__(results)
@@ -43,10 +37,9 @@ class Many(Claims):
     @override
     def evidence(self) -> list[str]:
         epochs = "; ".join(f"{_pairs(each)}: {' / '.join(each.shown)}" for each in self.primary)
-        return [
-            f"Epochs until all pairs are exact, {' / '.join(self.primary[0].levels)} (medians of "
-            f"{len(self.results.seeds)} seeds, each at its best learning rate): {epochs}."
-        ] if self.primary else []  # fmt: skip
+        about = f"(medians of {len(self.results.seeds)} seeds, each at its best learning rate)"
+        levels = " / ".join(self.primary[0].levels) if self.primary else ""
+        return [f"Epochs until all pairs are exact, {levels} {about}: {epochs}."] if levels else []
 
     @override
     def remarks(self) -> list[str]:
@@ -54,8 +47,7 @@ class Many(Claims):
 
     @override
     def sections(self) -> list[str]:
-        header = ["pairs", "epochs", "exact seeds", "p (Holm)", "a new optimizer", "rise of the loss"]
-        rows = []
+        header, rows = ["pairs", "epochs", "exact seeds", "p (Holm)", "a new optimizer", "rise of the loss"], []
         for each in self.primary:
             sides = [self.results.by_cell[cell].values() for cell in self._cells(each)]
             exact = " / ".join(str(sum(outcome["exact"] for outcome in side)) for side in sides)
@@ -70,22 +62,15 @@ class Many(Claims):
             "exact before, there is none.",
         ]
 
-    @override
-    def figures(self) -> dict[str, Figure]:
-        # No curves: a run ends when it is exact, so that a median over the seeds would be one over the slow ones.
-        return {"exactness": exactness_figure(self.results)}
-
     def _cells(self, each: Comparison) -> list[Cell]:
         """The two cells of a comparison, in the order of its levels."""
         at = {cell.levels["optimizer"]: cell for cell in self.results.by_cell if cell.levels["pairs"] == _pairs(each)}
         return [at[level] for level in each.levels]
 
     def _verdict(self, each: Comparison) -> str:
-        end = ENDS[EPOCHS_OF_RUN]
-        kept, new = (
-            sum(MEASURES[EPOCHS_OF_RUN](outcome) or end(cell) + 1 for outcome in self.results.by_cell[cell].values())
-            for cell in self._cells(each)
-        )
+        epochs = [[o["epochs_of_run_to_exact"] for o in self.results.by_cell[c].values()] for c in self._cells(each)]
+        end = sum(stage.epochs for stage in self._cells(each)[0].recipe.stages)
+        kept, new = (sum(epoch or end + 1 for epoch in side) for side in epochs)
         return UNDECIDED if not each.established else "helps" if new < kept else "harms"
 
 

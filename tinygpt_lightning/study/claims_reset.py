@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -13,24 +12,16 @@ from typing_extensions import override
 from tinygpt_lightning.study.claims import Claims, listed, spread, table
 from tinygpt_lightning.study.design import Cell
 from tinygpt_lightning.study.figures import BLACK, COLOURS, CURVES, draw_curve, finish_curves, place_legend
-from tinygpt_lightning.study.findings import SIGNIFICANCE
-from tinygpt_lightning.study.outcome import Outcome
+from tinygpt_lightning.study.findings import SIGNIFICANCE, SMALLEST
 from tinygpt_lightning.study.recipe import ADAMS_STATE
 from tinygpt_lightning.study.rows import Results
-from tinygpt_lightning.study.statistics import Interval, holm, mean_interval, sign_flip
+from tinygpt_lightning.study.statistics import holm, mean_interval, sign_flip
 
 CARRIES = 0.9  # least fraction of the reset's effect that counts as nearly all of it
 
 
 class Reset(Claims):
-    """The effect on the loss of a reset of AdamW's `exp_avg`, `exp_avg_sq` and `step`, each alone and together.
-
-    Args:
-        results: The outcomes.
-
-    Attributes:
-        shares: The fraction of the whole reset's effect that each cell has.
-    """
+    """The effect on the loss of a reset of AdamW's `exp_avg`, `exp_avg_sq` and `step`, each alone and together."""
 
     def __init__(self, results: Results) -> None:
         super().__init__(results)
@@ -40,11 +31,6 @@ class Reset(Claims):
     def factorial(self) -> dict[frozenset[str], Share]:
         """The combinations of levels, by the entries that are reset."""
         return {share.new: share for share in self.shares if share.cell.control is None}
-
-    @property
-    def whole(self) -> Share | None:
-        """The share of the whole reset, which is 1."""
-        return self.factorial.get(frozenset(ADAMS_STATE))
 
     @property
     def carriers(self) -> list[frozenset[str]]:
@@ -57,65 +43,55 @@ class Reset(Claims):
         if self.results.missing:
             return "not all runs are there"
         # A cell that diverges is a result here; but without these two there is nothing to compare.
-        if self.whole is None or self.whole.mean is None:
+        whole = self.factorial.get(WHOLE)
+        if whole is None or whole.mean is None:
             return "the reset does not lower the final loss of every seed"
-        if self.whole.p >= SIGNIFICANCE:
-            return f"{len(self.results.seeds)} seeds establish no effect of the reset"
-        return None
+        return None if whole.p < SIGNIFICANCE else f"{len(self.results.seeds)} seeds establish no effect of the reset"
 
     @override
     def sentences(self) -> list[str]:
-        whole, kept = self.whole, self.factorial.get(frozenset())
-        if whole is None or kept is None or self.shortcoming():
-            return [
-                f"**With {len(self.results.seeds)} seeds no effect of the reset on the final loss is established.**"
-            ]
+        seeds, factorial = len(self.results.seeds), self.factorial
+        if self.shortcoming():
+            return [f"**With {seeds} seeds no effect of the reset on the final loss is established.**"]
         carriers = [listed(sorted(carrier)) for carrier in self.carriers]
         least = min(self.carriers, key=len)
         found = [
             f"**What carries the reset's effect on the loss is a reset of {' or '.join(carriers)}.**",
-            f"The final loss is then {self.factorial[least].loss}, with everything new it is {whole.loss}, with "
-            f"everything kept {kept.loss} (medians of {len(self.results.seeds)} seeds).",
+            f"The final loss is then {factorial[least].loss}, with everything new it is {factorial[WHOLE].loss}, with "
+            f"everything kept {factorial[frozenset()].loss} (medians of {seeds} seeds).",
         ]
-        return [*found, *self._parts(least), *self._step_size()]
-
-    def _parts(self, least: frozenset[str]) -> list[str]:
-        parts = [(new, share) for new, share in self.factorial.items() if new and new < least]
-        words = [
+        parts = [
             f"{listed(sorted(new))} alone ends at {share.loss}"
             + (f", above the loss of knowing nothing in {share.exploded} seeds" if share.exploded else "")
-            for new, share in parts
+            for new, share in factorial.items()
+            if new and new < least
         ]
-        return [f"Less is not enough: {'; '.join(words)}."] if words else []
-
-    def _step_size(self) -> list[str]:
-        found = []
-        for share in self.shares:
-            if share.cell.recipe.stages[-1].first_update == "as_new":
-                outcomes = self.results.by_cell[share.cell].values()
-                factor = spread(outcome["learning_rate_factor"] for outcome in outcomes)
-                part = "a part that cannot be told" if share.mean is None else f"{100 * share.mean:.0f} %"
-                found.append(
-                    f"Step size alone explains {part} of the effect on the loss's logarithm: with everything kept and "
-                    f"the learning rate times {factor}, so that the first update is as large as the reset's, the "
-                    f"final loss is {share.loss}."
-                )
-        return found[:1]
+        found += [f"Less is not enough: {'; '.join(parts)}."] if parts else []
+        larger = [share for share in self.shares if share.cell.recipe.stages[-1].first_update == "as_new"]
+        for share in larger[:1]:
+            factor = spread(outcome["learning_rate_factor"] for outcome in self.results.by_cell[share.cell].values())
+            part = "a part that cannot be told" if share.mean is None else f"{100 * share.mean:.0f} %"
+            found.append(
+                f"Step size alone explains {part} of the effect on the loss's logarithm: with everything kept and the "
+                f"learning rate times {factor}, so that the first update is as large as the reset's, the final loss is "
+                f"{share.loss}."
+            )
+        return found
 
     @override
     def sections(self) -> list[str]:
         if not self.shares:
             return []
-        rows = []
-        for share in self.shares:
-            mean = "–" if share.mean is None else f"{share.mean:.3f}"
-            interval = f"{share.interval.low:.3f} to {share.interval.high:.3f}" if share.interval else "–"
-            row = [share.cell.name, share.loss, str(share.exploded), mean, interval, f"{share.lower} / {share.higher}"]
-            rows.append([*row, f"{share.p:.2g}"])
-        header = [
-            "cell", "final loss, median", "seeds above knowing nothing", "share of the reset's effect",
-            "95 % interval", "seeds lower / higher than kept", "p (Holm)",
+        rows = [
+            [
+                share.cell.name, share.loss, str(share.exploded), "–" if share.mean is None else f"{share.mean:.3f}",
+                "–" if share.interval is None else "{:.3f} to {:.3f}".format(*share.interval),
+                f"{share.lower} / {share.higher}", f"{share.p:.2g}",
+            ]
+            for share in self.shares
         ]  # fmt: skip
+        header = ["cell", "final loss, median", "seeds above knowing nothing", "share of the reset's effect"]
+        header += ["95 % interval", "seeds lower / higher than kept", "p (Holm)"]
         return [
             "## What each part of the state does",
             table(header, rows),
@@ -129,28 +105,25 @@ class Reset(Claims):
     @override
     def figures(self) -> dict[str, Figure]:
         found = super().figures()
-        return {"reset": self._figure(), **found} if self.shares else found
+        return {"reset": self._figure([name for name in CURVES if name in found]), **found} if self.shares else found
 
-    def _figure(self) -> Figure:
-        measured = {name for _, _, outcome in self.results.runs for name in CURVES if name in outcome}
-        curves = [name for name in CURVES if name in measured]
+    def _figure(self, curves: list[str]) -> Figure:
         figure = Figure(figsize=(7 * len(curves), 5.6), layout="constrained")
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves, strict=True):
             for share in self.shares:
-                is_new = [name in share.new for name in ADAMS_STATE]
-                control = share.cell.control is not None
-                colour = BLACK if control else COLOURS[2 * is_new[0] + is_new[1]]
-                style = "-." if control else "-" if is_new[2] else "--"
-                words = f"new: {listed(sorted(share.new))}" if share.new else "everything kept"
-                draw_curve(axes, self.results, share.cell, curve, colour, style, share.cell.control or words)
+                first, second, step = (name in share.new for name in ADAMS_STATE)
+                label = f"new: {listed(sorted(share.new))}" if share.new else "everything kept"
+                looks = COLOURS[2 * first + second], "-" if step else "--", label
+                control = share.cell.control
+                draw_curve(axes, self.results, share.cell, curve, *((BLACK, "-.", control) if control else looks))
             finish_curves(axes, self.results, curve)
             axes.set_ylabel(CURVES[curve])
-        place_legend(figure, [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")])
+        place_legend(figure, figure.axes[0].get_lines())
         figure.suptitle("What starts anew at the boundary; medians over seeds, band: all seeds", weight="bold")
         return figure
 
 
-MOMENTS = frozenset({"exp_avg", "exp_avg_sq"})
+WHOLE, MOMENTS = frozenset(ADAMS_STATE), frozenset({"exp_avg", "exp_avg_sq"})
 # In the report only if the rows agree with it.
 WHY = (
     "Why, as far as arithmetic goes: AdamW divides the first moment by the root of the second. The second one, kept, "
@@ -168,24 +141,17 @@ WHY = (
 class Share:
     """The fraction of the whole reset's effect on the logarithm of the final loss that a cell has.
 
-    Args:
-        cell: The cell.
-        losses: Final losses, dropout off; None for NaN and inf.
-        lower: Number of seeds whose loss is lower than with everything kept.
-        higher: Number of seeds whose loss is higher.
-        mean: Mean fraction over the seeds: 0 is everything kept, 1 is everything new. None if a loss is NaN or inf,
-            or the whole reset does not lower the loss of every seed.
-        interval: Student's 95 % interval of the mean.
-        p: Two-sided p-value of the sign test against everything kept, after Holm's correction.
+    It is 0 with everything kept, and 1 with everything new. None stands for a fraction if a loss is NaN or inf, or the
+    whole reset does not lower the loss of every seed.
     """
 
     cell: Cell
-    losses: list[float | None]
-    lower: int
+    losses: list[float | None]  # final losses, dropout off; None for NaN and inf
+    lower: int  # seeds whose loss is lower than with everything kept
     higher: int
-    mean: float | None
-    interval: Interval | None
-    p: float
+    mean: float | None  # of the fraction, over the seeds
+    interval: tuple[float, float] | None  # Student's 95 % interval of the mean
+    p: float  # of the two-sided sign test against everything kept, after Holm's correction
 
     @property
     def new(self) -> frozenset[str]:
@@ -196,8 +162,7 @@ class Share:
     @property
     def exploded(self) -> int:
         """Number of seeds whose final loss is above that of a uniform guess, NaN or inf."""
-        knows_nothing = math.log(self.cell.recipe.config.vocab_size)
-        return sum(loss is None or loss > knows_nothing for loss in self.losses)
+        return sum(loss is None or loss > math.log(self.cell.recipe.config.vocab_size) for loss in self.losses)
 
     @property
     def loss(self) -> str:
@@ -219,40 +184,26 @@ def shares(results: Results) -> list[Share]:
     new = next((cell for cell, last in own.items() if not any(map(last.keeps, ADAMS_STATE))), None)
     if not kept or not new:
         return []
-    kept_losses, new_losses = (_losses(results.by_cell[cell]) for cell in (kept, new))
+    losses_of = {cell: {s: o["final_loss_dropout_off"] for s, o in results.by_cell[cell].items()} for cell in cells}
+    kept_losses, new_losses = losses_of[kept], losses_of[new]
     found = []
-    for cell in cells:
-        losses = _losses(results.by_cell[cell])
+    for cell, losses in losses_of.items():
         seeds = [seed for seed in losses if seed in kept_losses and seed in new_losses]
         gains = [_gain(kept_losses[seed], losses[seed]) for seed in seeds]
         wholes = [_gain(kept_losses[seed], new_losses[seed]) for seed in seeds]
-        comparable = [
-            gain / whole for gain, whole in zip(gains, wholes, strict=True) if whole > 0 and math.isfinite(gain)
-        ]
-        complete = len(comparable) == len(seeds) > 0
+        parts = [gain / whole for gain, whole in zip(gains, wholes, strict=True) if whole > 0 and math.isfinite(gain)]
+        complete = len(parts) == len(seeds) > 0
+        mean = sum(parts) / len(parts) if complete else None
+        interval = mean_interval(parts) if complete and len(parts) > 1 else None
         lower, higher = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-        found.append(
-            Share(
-                cell,
-                list(losses.values()),
-                lower,
-                higher,
-                sum(comparable) / len(comparable) if complete else None,
-                mean_interval(comparable) if complete and len(comparable) > 1 else None,
-                sign_flip([1.0] * lower + [-1.0] * higher),
-            )
-        )
+        p = sign_flip([1.0] * lower + [-1.0] * higher)
+        found.append(Share(cell, list(losses.values()), lower, higher, mean, interval, p))
     adjusted = holm([share.p for share in found])
     return [replace(share, p=p) for share, p in zip(found, adjusted, strict=True)]
-
-
-def _losses(outcomes: Mapping[int, Outcome]) -> dict[int, float | None]:
-    return {seed: outcome["final_loss_dropout_off"] for seed, outcome in outcomes.items()}
 
 
 def _gain(before: float | None, after: float | None) -> float:
     """By how many powers of ten the loss is lower; None, a diverged loss, is higher than all others."""
     if before is None or after is None:
         return 0.0 if before == after else math.inf if before is None else -math.inf
-    smallest = 1e-12  # a loss of 0 has no logarithm
-    return math.log10(max(before, smallest) / max(after, smallest))
+    return math.log10(max(before, SMALLEST) / max(after, SMALLEST))

@@ -45,10 +45,9 @@ class Riddle(Claims):
         found = []
         for within, renumbered in (("ids kept", False), ("renumbered on reload", True)):
             cells = [cell for cell in self.results.study.cells if cell.recipe.renumber == renumbered]
-            several, one = [cell for cell in cells if staged(cell)], [cell for cell in cells if not staged(cell)]
-            if several and one:
-                levels = ("several", "one")
-                found.append(compare(self.results, "the number of stages", within, levels, [(several, one)], None))
+            sides = [cell for cell in cells if staged(cell)], [cell for cell in cells if not staged(cell)]
+            strata = [sides] if all(sides) else []
+            found.append(compare(self.results, "the number of stages", within, ("several", "one"), strata, None))
         return [comparison for comparison in found if comparison]
 
     @override
@@ -63,13 +62,12 @@ class Riddle(Claims):
 
     @override
     def remarks(self) -> list[str]:
-        misread = [outcome for _, _, outcome in self.results.runs if not outcome["exact"]]
-        rescued = sum(as_trained(outcome, "exact") for outcome in misread)
+        rescued = [as_trained(outcome, "exact") for _, _, outcome in self.results.runs if not outcome["exact"]]
         rescue = (
-            f"Of the {len(misread)} runs that are not exact, {rescued} are when the same weights are read with the "
-            "vocabulary they were trained on."
+            f"Of the {len(rescued)} runs that are not exact, {sum(rescued)} are when the same weights are read with "
+            "the vocabulary they were trained on."
         )
-        return [*([rescue] if misread else []), *self.without_effect()]
+        return [*([rescue] if rescued else []), *self.without_effect()]
 
     @override
     def sections(self) -> list[str]:
@@ -137,13 +135,11 @@ def verdicts(claims: Riddle) -> list[tuple[str, str, str]]:
         about = [each for each in claims.primary if each.factor in claims.varying(setting)]
         if about:
             verdict = "holds" if any(each.established for each in about) else "no effect on exactness established"
-            found.append((claim, verdict, "; ".join(_evidence(each) for each in about)))
+            tests = [
+                f"{e.within}: {e.levels[0]} {e.shown[0]}, {e.levels[1]} {e.shown[1]}, p {shown_p(e.p)}" for e in about
+            ]
+            found.append((claim, verdict, "; ".join(tests)))
     return found
-
-
-def _evidence(test: Comparison) -> str:
-    counts = ", ".join(f"{level} {count}" for level, count in zip(test.levels, test.shown, strict=True))
-    return f"{test.within}: {counts}, p {shown_p(test.p)}"
 
 
 def symbols(text: str) -> list[str]:
@@ -158,10 +154,8 @@ def symbols(text: str) -> list[str]:
 def cipher_text(outcome: Outcome, text: str) -> str:
     """The sentence and both generated texts, one place for each symbol: □ is `<pad>`, ■ is `<unk>`."""
     marks = {PAD: "□", UNK: "■", "\n": "⏎"}
-    lines = [
-        f"{name:22}  {''.join(marks.get(symbol, symbol) for symbol in reading)}"
-        for name, reading in _readings(outcome, text)
-    ]
+    readings = _readings(outcome, text)
+    lines = [f"{name:22}  {''.join(marks.get(symbol, symbol) for symbol in reading)}" for name, reading in readings]
     return "\n".join(["```", *lines, "```"])
 
 
@@ -184,31 +178,20 @@ def cipher_figure(cell: Cell, seed: int, outcome: Outcome) -> Figure:
     axes.set_xlim(-6.2, COLUMNS + 0.1)
     axes.set_ylim(lines * (len(readings) + 0.7) - 0.6, -0.1)
     axes.axis("off")
-    figure.suptitle(
-        f"What the network said ({cell.name}, seed {seed}): one set of weights, two vocabularies", weight="bold"
-    )
-    handles = [
-        Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="white", label=label)
-        for colour, label in ((GIVEN, "given"), (RIGHT, "right"), (WRONG, "wrong"))
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    about = f"({cell.name}, seed {seed}): one set of weights, two vocabularies"
+    figure.suptitle(f"What the network said {about}", weight="bold")
+    patches = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="white") for colour in (GIVEN, RIGHT, WRONG)]
+    figure.legend(patches, ["given", "right", "wrong"], loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def _readings(outcome: Outcome, text: str) -> list[tuple[str, list[str]]]:
-    return [
-        ("the sentence", symbols(text)),
-        ("vocabulary of training", symbols(as_trained(outcome, "text"))),
-        ("as read back", symbols(outcome["text"])),
-    ]
+    texts = {"the sentence": text, "vocabulary of training": as_trained(outcome, "text")}
+    return [(name, symbols(each)) for name, each in {**texts, "as read back": outcome["text"]}.items()]
 
 
 def _draw_character(axes: Axes, x: float, y: float, character: str, colour: str) -> None:
     axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", lw=1.5))
-    special = len(character) > 1
-    shown = character.strip("<>") if special else {" ": "␣", "\n": "↵"}.get(character, character)
-    faint = character in (" ", "\n")
-    axes.text(
-        x + 0.5, y + 0.54, shown, ha="center", va="center", fontsize=8 if special else 13,
-        color=GREY if faint else "black",
-    )  # fmt: skip
+    size, colour = 8 if len(character) > 1 else 13, GREY if character in (" ", "\n") else "black"
+    shown = {" ": "␣", "\n": "↵"}.get(character, character.strip("<>") if len(character) > 1 else character)
+    axes.text(x + 0.5, y + 0.54, shown, ha="center", va="center", fontsize=size, color=colour)

@@ -19,17 +19,13 @@ from tinygpt_lightning.study.recipe import SETTINGS, RecipeParser
 
 
 def parse(args: Sequence[str]) -> tuple[Study, Path]:
-    """Read the command line and the config files that it names.
-
-    Returns:
-        The study, and the folder of its results.
+    """The study that the command line and its config files ask for, and the folder of its results.
 
     Raises:
         UsageError: If a setting is wrong.
     """
-    parser = RecipeParser(
-        prog=f"{PROGRAM} study", description=COMMANDS["study"].summary, usage=f"{PROGRAM} study [options]"
-    )
+    name = f"{PROGRAM} study"
+    parser = RecipeParser(prog=name, description=COMMANDS["study"].summary, usage=f"{name} [options]")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file of these settings.")
     parser.add_class_arguments(Plan, None)
     parser.add_recipe_arguments()
@@ -48,10 +44,7 @@ def parse(args: Sequence[str]) -> tuple[Study, Path]:
 
 @lightning_errors()
 def study(args: Sequence[str]) -> None:
-    """Run a study; finished rows in its folder are kept.
-
-    Args:
-        args: The arguments behind ``study``.
+    """Run a study, by the arguments behind ``study``; finished rows in its folder are kept.
 
     Raises:
         SystemExit: With 1 if a row is missing at the end, or all runs diverged; with 130 if it was interrupted.
@@ -63,7 +56,7 @@ def study(args: Sequence[str]) -> None:
 
     try:
         typed = f"{PROGRAM} study {shlex.join(args)}"
-        complete = Runner(tuned(asked, folder, typed), folder).run(typed)
+        complete = Runner(tuned(asked, folder), folder).run(typed)
     except KeyboardInterrupt:
         fail("interrupted; the same command continues after the finished rows", 128 + signal.SIGINT)
     if not complete:

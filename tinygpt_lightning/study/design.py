@@ -63,13 +63,15 @@ class Plan:
         controls: Cells beside the combinations of levels: a name, and the settings that make it.
         outcome: The outcome that the question is about; the title of the report says whether a factor changes it.
             "epochs" are those of the last stage to exactness, "epochs_of_run" those of all stages.
+        confirm: A factor of two levels whose effect on the outcome is the one hypothesis, stated before there are rows:
+            one test over all its matched cells. All other comparisons are secondary. Null means that every comparison
+            on the outcome counts, corrected together.
         claims: The claims that the report judges; null means none beyond the statistical tests.
         seeds: Number of seeds, counted from 0, or a list of seeds.
         tune: A setting that each cell has at its best value, chosen on other seeds; null means none.
         chunk: Seeds that train together. More seeds need more memory, 0.3 GiB each at full size.
         threads: CPU threads of each process. The last bits of a result depend on it, and on the chunk of a very
             small model; they never depend on the number of processes.
-        share: Whether runs with the same beginning compute it once; it changes no result.
         engine: auto trains the seeds of a chunk together where that is possible (one pair, elementwise optimizers);
             fit trains every run alone, as the command `fit` does.
         measure_updates: Whether to measure the length of each weight update; it changes no result.
@@ -85,12 +87,12 @@ class Plan:
     factors: dict[str, list[Any] | dict[str, dict[str, Any]]] = field(default_factory=dict)
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcome: Literal["exactness", "loss", "epochs", "epochs_of_run"] = "exactness"
+    confirm: str | None = None
     claims: Literal["riddle", "reset", "frontier", "many"] | None = None
     seeds: int | list[int] = 20
     tune: Tuning | None = None
     chunk: int = 2
     threads: int = 1
-    share: bool = True
     engine: Literal["auto", "fit"] = "auto"
     measure_updates: bool = False
     curve_points: int = 400
@@ -105,6 +107,8 @@ class Plan:
             raise ValueError(f"seeds: expected one or more different seeds, got {self.seeds}")
         if not 0 <= min(seeds) <= max(seeds) < LARGEST_SEED:
             raise ValueError(f"seeds: expected 0 to {LARGEST_SEED - 1}, got {self.seeds}")
+        if self.confirm and len(self.factors.get(self.confirm, ())) != 2:
+            raise ValueError(f"confirm: expected a factor of two levels, got {self.confirm}")
         if self.tune and not self.tune.choices:
             raise ValueError("tune.choices: expected one or more values, got none")
         if self.tune and (both := sorted({*seeds} & {*self.tune.seeds})):
@@ -120,51 +124,36 @@ class Plan:
 
     @property
     def chunks(self) -> list[list[int]]:
-        """Groups of seeds that train together; a chunk is the unit of work of a process.
-
-        >>> Plan(seeds=5, chunk=2).chunks
-        [[0, 1], [2, 3], [4]]
-        """
+        """Groups of seeds that train together; a chunk is the unit of work of a process."""
         seeds = self.seed_list
         return [seeds[i : i + self.chunk] for i in range(0, len(seeds), self.chunk)]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor of the design.
-
-    Args:
-        name: Name in the report.
-        levels: Name of each level to the settings that make it.
-
-    Raises:
-        UsageError: If the factor has no levels.
-    """
+    """A factor of the design: its name, and the settings that make each level."""
 
     name: str
     levels: Mapping[str, Patch]
-
-    def __post_init__(self) -> None:
-        if not self.levels:
-            raise UsageError(f"factors.{self.name}: expected one or more levels, got none")
 
     @classmethod
     def read(cls, name: str, levels: list[Any] | Mapping[str, Patch]) -> Factor:
         """Make a factor of an entry of the config: a list of values of the setting ``name``, or named levels.
 
+        Raises:
+            UsageError: If there are no levels, or two of one name.
+
         >>> Factor.read("model.config.n_head", [1, 2]).levels
         {'1': {'model.config.n_head': 1}, '2': {'model.config.n_head': 2}}
         """
-        if isinstance(levels, list):
-            pairs: list[tuple[str, Patch]] = [
-                (value if isinstance(value, str) else as_key(value), {name: value}) for value in levels
-            ]
-        else:
-            pairs = [(str(level), patch) for level, patch in levels.items()]  # YAML reads 500 as a number
-        by_name = dict(pairs)
-        if len(by_name) < len(pairs):
+        named = [(value, {name: value}) for value in levels] if isinstance(levels, list) else [*levels.items()]
+        # YAML reads the name 500 as a number.
+        pairs = [(level if isinstance(level, str) else as_key(level), patch) for level, patch in named]
+        if not pairs:
+            raise UsageError(f"factors.{name}: expected one or more levels, got none")
+        if len(dict(pairs)) < len(pairs):
             raise UsageError(f"factors.{name}: expected different levels, got {', '.join(name for name, _ in pairs)}")
-        return cls(name, by_name)
+        return cls(name, dict(pairs))
 
     @property
     def paths(self) -> list[str]:
@@ -172,11 +161,7 @@ class Factor:
         return sorted({path for patch in self.levels.values() for path in patch})
 
     def applies(self, settings: Settings) -> bool:
-        """Whether a run with ``settings`` has the settings of the levels.
-
-        Raises:
-            UsageError: If it has some of them only.
-        """
+        """Whether a run with ``settings`` has the settings of the levels; UsageError if it has only some of them."""
         dead = {path for patch in self.levels.values() for path in change(copy.deepcopy(settings), patch)}
         if dead and dead != set(self.paths):
             raise UsageError(
@@ -188,17 +173,11 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A condition that every seed runs through: a combination of levels, or a control.
+    """A condition that every seed runs through: a combination of levels, or a control."""
 
-    Args:
-        levels: Factor to level, without the factors that change nothing here (a run of one stage has no boundary).
-        recipe: The resulting settings of a run.
-        control: Name of the control; null for a combination of levels.
-    """
-
-    levels: Mapping[str, str]
+    levels: Mapping[str, str]  # factor to level, without factors that change nothing (one stage has no boundary)
     recipe: Recipe
-    control: str | None = None
+    control: str | None = None  # name of the control
 
     @property
     def name(self) -> str:
@@ -207,25 +186,17 @@ class Cell:
 
 
 def level_names(levels: Mapping[str, str]) -> str:
-    """Levels as reports and messages name them.
-
-    >>> level_names({"schedule": "2×30", "weights": "redrawn"})
-    'schedule 2×30, weights redrawn'
-    """
+    """Levels as reports and messages name them: schedule 2×30, weights redrawn."""
     return ", ".join(f"{factor} {level}" for factor, level in levels.items())
 
 
 class Study:
-    """A full factorial over a plan's factors, and its controls, with the same seeds in every cell.
+    """A full factorial over a plan's factors, then its controls, with the same seeds in every cell.
 
     Args:
         plan: The design.
         base: The complete settings of a run, which factors and controls change.
         tuned: The value of the plan's tuned setting, by the name of the cell; None before it is chosen.
-
-    Attributes:
-        factors: The factors of the design.
-        cells: All combinations of levels, then the controls.
 
     Raises:
         UsageError: If a cell cannot be trained, two cells are the same run, or a factor changes nothing anywhere.
@@ -236,7 +207,7 @@ class Study:
         self.base = base
         self.tuned = tuned
         self.factors = [Factor.read(name, levels) for name, levels in plan.factors.items()]
-        self.cells = [*self._combinations(), *self._controls()]
+        self.cells = [*self._combinations(), *(self._control(*control) for control in plan.controls.items())]
         for factor in self.factors:
             if not any(factor.name in cell.levels for cell in self.cells):
                 paths = ", ".join(factor.paths)
@@ -273,14 +244,11 @@ class Study:
                 cells[as_key(levels)] = self._cell(settings, levels)
         return list(cells.values())
 
-    def _controls(self) -> list[Cell]:
-        cells = []
-        for name, patch in self.plan.controls.items():
-            settings = copy.deepcopy(self.base)
-            if dead := change(settings, patch):
-                raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(dead)}")
-            cells.append(self._cell(settings, {}, name))
-        return cells
+    def _control(self, name: str, patch: Patch) -> Cell:
+        settings = copy.deepcopy(self.base)
+        if dead := change(settings, patch):
+            raise UsageError(f"controls.{name}: expected settings that the base has, got {', '.join(dead)}")
+        return self._cell(settings, {}, name)
 
     def _cell(self, settings: Settings, levels: Mapping[str, str], control: str | None = None) -> Cell:
         name = control or level_names(levels) or "base"
@@ -295,6 +263,6 @@ class Study:
         """The studies that the tuned setting is chosen by: this one at each value, on the seeds of the tuning."""
         if self.plan.tune is None:
             return []
-        names = [cell.name for cell in self.cells]
-        plan = replace(self.plan, seeds=self.plan.tune.seeds, tune=replace(self.plan.tune, seeds=[]))
-        return [(value, Study(plan, self.base, dict.fromkeys(names, value))) for value in self.plan.tune.choices]
+        names, tune = [cell.name for cell in self.cells], self.plan.tune
+        plan = replace(self.plan, seeds=tune.seeds, tune=replace(tune, seeds=[]))
+        return [(value, Study(plan, self.base, dict.fromkeys(names, value))) for value in tune.choices]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,21 +30,13 @@ _STRIDE = 1_000_003
 Parameters = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """The sentence of a run, as ids.
+class Lesson(NamedTuple):
+    """The sentence of a run, as ids."""
 
-    Args:
-        inputs: All characters but the last one, ``(T,)``.
-        targets: The next character at each position, ``(T,)``.
-        answer: Index of the first target that belongs to the answer.
-        loss: Index of the first target of the loss.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    answer: int
-    loss: int
+    inputs: Tensor  # all characters but the last one, (T,)
+    targets: Tensor  # the next character at each position, (T,)
+    answer: int  # index of the first target that belongs to the answer
+    loss: int  # index of the first target of the loss
 
     @classmethod
     def of(cls, recipe: Recipe, stage: int, device: torch.device) -> Lesson:
@@ -63,22 +55,17 @@ class Ensemble:
         seeds: One for each replicate; a seed determines first weights and dropout.
         device: Where to compute.
         measure_updates: Whether to measure the length of each update.
-
-    Attributes:
-        losses: Training loss per epoch, dropout on, before the update, in nats, ``(S,)`` each.
-        exact_after: Epochs of the present stage after which each seed was exact for the first time; None if not yet.
-        exact_in_run: The same for the epochs of all stages.
-        seconds: Computing time so far, shared beginnings included.
     """
 
     def __init__(self, recipe: Recipe, seeds: Sequence[int], device: torch.device, measure_updates: bool) -> None:
         self.config = recipe.config
         self.seeds = list(seeds)
         self.device = device
-        self.losses: list[Tensor] = []
+        self.losses: list[Tensor] = []  # of each epoch, dropout on, before the update, in nats, (S,) each
+        # Epochs of the present stage, and of the run, after which each seed was exact for the first time.
         self.exact_after: list[int | None] = [None] * len(self.seeds)
         self.exact_in_run = list(self.exact_after)
-        self.seconds = 0.0
+        self.seconds = 0.0  # of computing so far, shared beginnings included
         self.lesson = Lesson.of(recipe, 0, device)
         self.parameters = draw_parameters(recipe.config, self.seeds, 0, device)
         self.steps = Steps(recipe, 0, self.parameters.values(), measure_updates)
@@ -167,13 +154,9 @@ class Ensemble:
 
 
 def draw_parameters(config: GPTConfig, seeds: Sequence[int], stage: int, device: torch.device) -> dict[str, Tensor]:
-    """Draw first weights, one model for each seed; the global generator stays as it is.
+    """Draw the weights that a ``stage``, from 0, begins with; those of stage 0 are the ones of `fit` with that seed.
 
-    Args:
-        config: Sizes of the model.
-        seeds: One for each replicate.
-        stage: The stage, from 0; those of stage 0 equal the weights of `fit` with the same seed.
-        device: Device of the result; the weights are always drawn on the CPU.
+    They are drawn on the CPU, whatever the ``device`` of the result. The global generator stays as it is.
 
     Returns:
         By the names of `TinyGPT`'s parameters, ``(S, ...)`` each. Tied weights appear once.
@@ -191,12 +174,7 @@ def draw_parameters(config: GPTConfig, seeds: Sequence[int], stage: int, device:
 class DropoutNoise:
     """Dropout that depends on the seed and the epoch only, not on the chunk, process, branch or device.
 
-    Runs of a seed that differ in one factor are therefore paired: they have the same dropout.
-
-    Args:
-        config: Sizes and dropout probabilities of the model.
-        length: Length of the sequence, ``T``.
-        device: Device of the factors; they are always drawn on the CPU.
+    Runs of a seed that differ in one factor are therefore paired: they have the same dropout, drawn on the CPU.
     """
 
     def __init__(self, config: GPTConfig, length: int, device: torch.device) -> None:
@@ -232,13 +210,12 @@ def stacked_logits(parameters: Parameters, config: GPTConfig, ids: Tensor, dropo
         parameters: By the names of `TinyGPT`'s parameters, ``(S, ...)`` each; tied weights appear once.
         config: Sizes of the model.
         ids: Character ids, the same for all seeds, ``(T,)``.
-        dropout: Factors of dropout, 0 or 1/(1-p), in the order in which `TinyGPT` drops, ``(S, N)``; None turns
-            dropout off.
+        dropout: The factors of `DropoutNoise`, ``(S, N)``; None turns dropout off.
 
     Returns:
         ``(S, T, V)``.
     """
-    drop = _Dropout(dropout)
+    drop = _dropper(dropout)
     x = drop(parameters["wte.weight"][:, ids] + parameters["wpe.weight"][:, : len(ids)])  # (S, T, C)
     attended = _attention(_layer_norm(x, parameters, "h.ln_1", config), parameters, config, drop)
     x = x + drop(_linear(attended, parameters, "h.attn.c_proj"))
@@ -249,7 +226,7 @@ def stacked_logits(parameters: Parameters, config: GPTConfig, ids: Tensor, dropo
     return torch.bmm(x, head.transpose(1, 2))
 
 
-def _attention(x: Tensor, parameters: Parameters, config: GPTConfig, drop: _Dropout) -> Tensor:
+def _attention(x: Tensor, parameters: Parameters, config: GPTConfig, drop: Callable[[Tensor], Tensor]) -> Tensor:
     S, T, C = x.shape
     qkv = _linear(x, parameters, "h.attn.c_attn").view(S, T, 3, config.n_head, C // config.n_head)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (S, H, T, C/H) each
@@ -275,19 +252,15 @@ def _add_bias(y: Tensor, parameters: Parameters, name: str) -> Tensor:
     return y if bias is None else y + bias.unsqueeze(1)
 
 
-class _Dropout:
-    """Multiplies by the given factors, each factor once.
+def _dropper(factors: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function that multiplies by the given factors, ``(S, N)``, each factor once; None turns dropout off."""
+    used = 0
 
-    Args:
-        factors: ``(S, N)``; None turns dropout off.
-    """
-
-    def __init__(self, factors: Tensor | None) -> None:
-        self.factors = factors
-        self.used = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.factors is None:
+    def drop(x: Tensor) -> Tensor:
+        nonlocal used
+        if factors is None:
             return x
-        start, self.used = self.used, self.used + x[0].numel()
-        return x * self.factors[:, start : self.used].view(x.shape)
+        start, used = used, used + x[0].numel()
+        return x * factors[:, start:used].view(x.shape)
+
+    return drop

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from tinygpt_lightning.study.design import Cell, Factor, Study, level_names
 from tinygpt_lightning.study.outcome import IN_TRAINING, as_trained
@@ -27,19 +26,12 @@ MOST_COLUMNS = 3
 
 
 class Looks(NamedTuple):
-    """How a cell is drawn.
+    """How a cell is drawn."""
 
-    Args:
-        colour: Level of the first factor; controls are black.
-        style: Level of the factor with the fewest levels among the others.
-        panel: Levels of all other factors, as text.
-        label: Levels that colour and style stand for, as text.
-    """
-
-    colour: str
-    style: str
-    panel: str
-    label: str
+    colour: str  # level of the first factor; controls are black
+    style: str  # level of the factor with the fewest levels among the others
+    panel: str  # levels of all other factors, as text
+    label: str  # levels that colour and style stand for, as text
 
 
 def looks(study: Study) -> dict[Cell, Looks]:
@@ -94,25 +86,23 @@ def exactness_figure(results: Results) -> Figure:
     axes.set_xlabel("exact runs, with 95 % Clopper–Pearson intervals", fontsize=10)
     figure.suptitle("Exact reproduction by cell", weight="bold")
     if misread:
-        handles = [
-            Line2D([], [], marker="o", ls="", markersize=8, color=GREY, label="as read back"),
-            Line2D(
-                [], [], marker="D", ls="", markersize=4.5, mfc="white", color=GREY,
-                label="same weights, read with the vocabulary of training",
-            ),
-        ]  # fmt: skip
-        place_legend(figure, handles)
+        read = Line2D([], [], marker="o", ls="", markersize=8, color=GREY, label="as read back")
+        trained_with = Line2D([], [], marker="D", ls="", markersize=4.5, mfc="white", color=GREY)
+        trained_with.set_label("same weights, read with the vocabulary of training")
+        place_legend(figure, [read, trained_with])
     return figure
 
 
-def place_legend(figure: Figure, handles: Sequence[Line2D | Rectangle], least_columns: int = 1) -> None:
-    """Put a legend below everything else, in as many columns as the figure is wide enough for."""
-    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+def place_legend(figure: Figure, lines: Sequence[Line2D]) -> None:
+    """Put a legend of one line for each label below all else, in as many columns as the figure is wide enough for."""
+    handles: dict[str, Line2D] = {}
+    for line in lines:
+        if not str(line.get_label()).startswith("_"):  # matplotlib's own names
+            handles.setdefault(str(line.get_label()), line)
     width, height = figure.get_size_inches()
-    columns = max(least_columns, min(len(handles), int(width / (0.6 + 0.085 * longest))))
-    rows = -(-len(handles) // columns)
-    figure.set_size_inches(width, height + 0.22 * rows)
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, frameon=False)
+    columns = max(1, min(len(handles), int(width / (0.6 + 0.085 * max(map(len, handles), default=1)))))
+    figure.set_size_inches(width, height + 0.22 * -(-len(handles) // columns))
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _draw_share(axes: Axes, k: int, n: int, y: float, **marks: object) -> None:
@@ -122,12 +112,7 @@ def _draw_share(axes: Axes, k: int, n: int, y: float, **marks: object) -> None:
 
 
 def curve_figure(results: Results, curve: str) -> Figure:
-    """A curve by epoch, for every cell: the median over seeds, and a band from the lowest to the highest seed.
-
-    Args:
-        results: The outcomes.
-        curve: Name of the curve in an outcome, one of `CURVES`.
-    """
+    """One of `CURVES` by epoch, for every cell: the median over seeds, and a band from the lowest to the highest."""
     drawn = {cell: how for cell, how in looks(results.study).items() if results.by_cell[cell]}
     panels = list(dict.fromkeys(how.panel for how in drawn.values()))
     columns = min(len(panels), MOST_COLUMNS)
@@ -144,12 +129,7 @@ def curve_figure(results: Results, curve: str) -> Figure:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.supylabel(f"{CURVES[curve]}; median over seeds, band: all seeds", fontsize=10)
-    handles: dict[str, Line2D] = {}
-    for axes in figure.axes:
-        for line in axes.get_lines():
-            if not str(line.get_label()).startswith("_"):  # matplotlib's own names
-                handles.setdefault(str(line.get_label()), line)
-    place_legend(figure, list(handles.values()))
+    place_legend(figure, [line for axes in figure.axes for line in axes.get_lines()])
     figure.suptitle(f"{CURVES[curve].partition(' (')[0].capitalize()} by epoch", weight="bold")
     return figure
 

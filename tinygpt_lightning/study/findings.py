@@ -1,8 +1,7 @@
-"""Which factors matter: comparisons of levels, paired by seed, that the design fixes before there are results.
+"""Which factors matter: comparisons of levels in matched cells, which the design fixes before there are results.
 
 Two levels of a factor are compared within each level of the first factor, and those of the first factor within each
 level of the second: effects often depend on another factor, and the order of the factors in the config says which one.
-Only matched cells are compared: cells that agree in every other factor that both levels have.
 """
 
 from __future__ import annotations
@@ -36,8 +35,10 @@ ENDS: dict[str, Callable[[Cell], int]] = {  # measures in epochs, to the epoch a
     EPOCHS: lambda cell: cell.recipe.stages[-1].epochs,
     EPOCHS_OF_RUN: lambda cell: sum(stage.epochs for stage in cell.recipe.stages),
 }
+POOLED = "all runs"  # the part of a design that is all of it
 SMALLEST = 1e-12  # a loss of 0 has no logarithm
 
+Run = tuple[Cell, int]
 Stratum = tuple[list[Cell], list[Cell]]  # matched cells: those of the first level, those of the second
 
 
@@ -51,33 +52,19 @@ class Comparison:
     seed that are exchangeable, which runs of one level that share a beginning are not; sign flips need differences
     that are symmetric under the null, which they are not if one level has more runs. For one pair of cells both are
     McNemar's exact test.
-
-    Args:
-        factor: Name of the factor.
-        within: The part of the design that is compared.
-        levels: The two levels.
-        measure: Name of the measure; None means exactness.
-        n: Number of seeds that have all runs at both levels, with the measure.
-        left_out: Number of seeds that lack the measure in some run, because its loss diverged.
-        shown: Summary of each level: exact runs of all runs, or the median.
-        effect: For exactness the difference of the exact shares, first less second; for the others the ratio of
-            geometric means, first to second. None for epochs.
-        p: Two-sided p-value.
-        informative: Whether any result of these seeds could have a p-value below 1.
-        p_holm: The p-value after Holm's correction for all informative tests of its family; None before it.
     """
 
     factor: str
-    within: str
+    within: str  # the part of the design that is compared
     levels: tuple[str, str]
-    measure: str | None
-    n: int
-    left_out: int
-    shown: tuple[str, str]
-    effect: float | None
-    p: float
-    informative: bool
-    p_holm: float | None = None
+    measure: str | None  # None means exactness
+    n: int  # seeds that have all runs at both levels, with the measure
+    left_out: int  # seeds that lack the measure in some run, because its loss diverged
+    shown: tuple[str, str]  # of each level: exact runs of all runs, or the median
+    effect: float | None  # difference of the exact shares, or ratio of geometric means, first to second; None: epochs
+    p: float  # two-sided
+    informative: bool  # whether any result of these seeds could have a p-value below 1
+    p_holm: float | None = None  # after Holm's correction for all informative tests of its family; None before it
 
     @property
     def established(self) -> bool:
@@ -93,60 +80,47 @@ def compare(
     seeds = [seed for seed in results.seeds if all(seed in results.by_cell[cell] for cell in cells)]
     if not cells or not seeds:
         return None
-    if measure is None:
-        return _compare_exactness(results, factor, within, levels, strata, seeds)
-    values: dict[tuple[Cell, int], float | None] = {}
+    values: dict[Run, float | None] = {}
     for first, second in strata:
         runs = [(cell, seed) for seed in seeds for cell in [*first, *second]]
         values.update(zip(runs, _comparable(results, runs, measure), strict=True))
     complete = [seed for seed in seeds if all(values[cell, seed] is not None for cell in cells)]
-    differences = [_mean_difference(values, strata, seed) for seed in complete]
+    by_seed = [[[[values[cell, seed] for cell in side] for side in stratum] for stratum in strata] for seed in complete]
+    differences = [float(np.mean([np.mean(a) - np.mean(b) for a, b in each])) for each in by_seed]  # type: ignore[arg-type]
+    p, informative, effect = sign_flip(differences), any(differences), None
     sides = [[(cell, seed) for stratum in strata for cell in stratum[i] for seed in seeds] for i in (0, 1)]
+    if measure is None:
+        p = max(p, permutation_test(by_seed))  # type: ignore[arg-type]
+        # Where all runs of each stratum agree, every permutation gives what was observed.
+        informative = any(len({*a, *b}) > 1 for each in by_seed for a, b in each)
+        counts = [(sum(bool(values[run]) for run in side), len(side)) for side in sides]
+        effect = counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1]
+        shown = [f"{k}/{n}" for k, n in counts]
+    else:
+        shown = [_median(results, side, measure) for side in sides]
+        if differences and measure not in ENDS:
+            effect = 10 ** (sum(differences) / len(differences))
     return Comparison(
-        factor, within, levels, measure, len(complete), len(seeds) - len(complete),
-        (_median(results, sides[0], measure), _median(results, sides[1], measure)),
-        10 ** (sum(differences) / len(differences)) if differences and measure not in ENDS else None,
-        sign_flip(differences), any(differences),
+        factor, within, levels, measure, len(complete), len(seeds) - len(complete), (shown[0], shown[1]), effect, p,
+        informative,
     )  # fmt: skip
 
 
-def _compare_exactness(
-    results: Results, factor: str, within: str, levels: tuple[str, str], strata: Sequence[Stratum], seeds: list[int]
-) -> Comparison:
-    def outcomes(cells: list[Cell], seed: int) -> list[bool]:
-        return [bool(results.by_cell[cell][seed]["exact"]) for cell in cells]
-
-    exact = [[(outcomes(first, seed), outcomes(second, seed)) for first, second in strata] for seed in seeds]
-    k_first, k_second = (sum(sum(stratum[i]) for strata in exact for stratum in strata) for i in (0, 1))
-    n_first, n_second = (len(seeds) * sum(len(stratum[i]) for stratum in strata) for i in (0, 1))
-    differences = [float(np.mean([np.mean(first) - np.mean(second) for first, second in strata])) for strata in exact]
-    p = max(permutation_test(exact), sign_flip(differences))
-    # Where all runs of each stratum agree, every permutation gives what was observed.
-    informative = any(len({*first, *second}) > 1 for strata in exact for first, second in strata)
-    return Comparison(
-        factor, within, levels, None, len(seeds), 0, (f"{k_first}/{n_first}", f"{k_second}/{n_second}"),
-        k_first / n_first - k_second / n_second, p, informative,
-    )  # fmt: skip
-
-
-def _comparable(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> list[float | None]:
+def _comparable(results: Results, runs: Sequence[Run], measure: str | None) -> Sequence[float | None]:
     """The measure of each run on the scale of the test; None where it is missing."""
+    if measure is None:
+        return [bool(results.by_cell[cell][seed]["exact"]) for cell, seed in runs]
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
     if measure in ENDS:
         # Matched runs are observed for as long as the shortest one: two readings of one training have equal scores.
         horizon = min(ENDS[measure](cell) for cell, _ in runs)
         reached = [value is not None and value <= horizon for value in values]
         times = [value if is_in and value else horizon for value, is_in in zip(values, reached, strict=True)]
-        return list(logrank_scores(times, reached))
+        return logrank_scores(times, reached)
     return [None if value is None else math.log10(max(value, SMALLEST)) for value in values]
 
 
-def _mean_difference(values: dict[tuple[Cell, int], float | None], strata: Sequence[Stratum], seed: int) -> float:
-    means = [[float(np.mean([values[cell, seed] for cell in side])) for side in stratum] for stratum in strata]
-    return float(np.mean([first - second for first, second in means]))
-
-
-def _median(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) -> str:
+def _median(results: Results, runs: Sequence[Run], measure: str) -> str:
     values = [MEASURES[measure](results.by_cell[cell][seed]) for cell, seed in runs]
     if measure in ENDS:
         return median_epochs(values, [ENDS[measure](cell) for cell, _ in runs])
@@ -155,11 +129,7 @@ def _median(results: Results, runs: Sequence[tuple[Cell, int]], measure: str) ->
 
 
 def median_epochs(epochs: Sequence[float | None], ends: Sequence[int]) -> str:
-    """The Kaplan–Meier median of epochs to exactness, as text.
-
-    Args:
-        epochs: Epochs of each run; None if it never became exact.
-        ends: Epochs after which each run is censored.
+    """The Kaplan–Meier median of epochs to exactness, as text; a run that never became exact is censored at its end.
 
     >>> median_epochs([3, 5, None], [9, 9, 9]), median_epochs([3, None, None], [9, 9, 9])
     ('5', 'more than 9')
@@ -184,6 +154,8 @@ def _pairs(results: Results) -> Iterator[tuple[str, str, tuple[str, str], list[S
     for number, factor in enumerate(factors):
         others = [factors[0]] if number else factors[1:2]
         parts = [(other.name, level) for other in others for level in other.levels] or [("", "")]
+        if factor.name == results.study.plan.confirm:
+            parts = [("", ""), *parts]
         for first, second in combinations(factor.levels, 2):
             seen: list[list[Stratum]] = []
             for name, level in parts:
@@ -194,7 +166,7 @@ def _pairs(results: Results) -> Iterator[tuple[str, str, tuple[str, str], list[S
                 if strata and strata not in seen:
                     seen.append(strata)
                     is_part = name and any(name in cell.levels for side in sides for cell in side)
-                    yield factor.name, f"{name} {level}" if is_part else "all runs", (first, second), strata
+                    yield factor.name, f"{name} {level}" if is_part else POOLED, (first, second), strata
 
 
 def matched(first: Iterable[Cell], second: Iterable[Cell], factor: str = "") -> list[Stratum]:
@@ -210,6 +182,25 @@ def matched(first: Iterable[Cell], second: Iterable[Cell], factor: str = "") -> 
     return [stratum for stratum in strata.values() if all(stratum)]
 
 
+def families(results: Results, more: Iterable[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """All comparisons, and ``more``: those on the outcome that the study is about, and all others.
+
+    Each family is corrected together. If the plan states a hypothesis, its test is the first family.
+    """
+    plan = results.study.plan
+    asked = OUTCOMES[plan.outcome]
+    other_epochs = EPOCHS if asked == EPOCHS_OF_RUN else EPOCHS_OF_RUN
+    every = [*comparisons(results, None), *more]
+    for name, value in MEASURES.items():
+        if name != other_epochs and any(value(outcome) is not None for *_, outcome in results.runs):
+            every += comparisons(results, name)
+    primary = [
+        each for each in every if each.measure == asked
+        and (plan.confirm is None or (each.factor, each.within) == (plan.confirm, POOLED))
+    ]  # fmt: skip
+    return corrected(primary), corrected([each for each in every if each not in primary])
+
+
 def corrected(family: Sequence[Comparison]) -> list[Comparison]:
     """Correct the p-values of a family together, after Holm; tests that cannot reject are not counted (Tarone 1990)."""
     adjusted = iter(holm([each.p for each in family if each.informative]))
@@ -217,9 +208,5 @@ def corrected(family: Sequence[Comparison]) -> list[Comparison]:
 
 
 def shown_p(p: float) -> str:
-    """A p-value as text; a very small one has no digits that mean anything.
-
-    >>> shown_p(0.01234), shown_p(1e-30)
-    ('= 0.012', '< 1e-10')
-    """
+    """A p-value as text; a very small one has no digits that mean anything."""
     return "< 1e-10" if p < 1e-10 else f"= {p:.2g}"

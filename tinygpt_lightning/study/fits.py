@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -22,24 +21,13 @@ from tinygpt_lightning.trained import TrainedGPT
 
 
 class Recorder(Callback):
-    """Keeps the curves of a fit.
+    """Keeps the curves of a fit; losses are in nats."""
 
-    Args:
-        tick: Called after every epoch with the number of seeds that trained, 1.
-
-    Attributes:
-        losses: Training loss of each epoch, in nats.
-        exact: Whether every pair is an exact match after each epoch.
-        ends: Epochs of the run after which a stage was over.
-        validation_loss: Loss after the last epoch, dropout off, in nats.
-    """
-
-    def __init__(self, tick: Callable[[int], None]) -> None:
-        self.tick = tick
-        self.losses: list[float] = []
-        self.exact: list[bool] = []
-        self.ends: list[int] = []
-        self.validation_loss = float("nan")
+    def __init__(self) -> None:
+        self.losses: list[float] = []  # training loss of each epoch
+        self.exact: list[bool] = []  # whether every pair is an exact match after each epoch
+        self.ends: list[int] = []  # epochs of the run after which a stage was over
+        self.validation_loss = float("nan")  # after the last epoch, dropout off
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,30 +35,20 @@ class Recorder(Callback):
         self.losses.append(float(metrics["train/loss"]))
         self.exact.append(float(metrics["val/exact_match"]) == 1)
         self.validation_loss = float(metrics["val/loss"])
-        self.tick(1)
 
     def on_stage_end(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
         """Note where a stage ends, which ``until`` may have ended."""
         self.ends.append(len(self.losses))
 
 
-def fit_outcome(
-    recipe: Recipe, seed: int, device: torch.device, curve_points: int, tick: Callable[[int], None]
-) -> Outcome:
-    """Train one seed as `fit` does, and return its outcome.
+def fit_outcome(recipe: Recipe, seed: int, device: torch.device, curve_points: int) -> Outcome:
+    """Train one seed as `fit` does, and return its outcome, with ``curve_points`` epochs of a long curve.
 
     With many pairs a run is exact if every pair is, its text has one line for each pair that is not, and the error
     rate is over all pairs. The loss with dropout after the last update is not measured: it is None.
-
-    Args:
-        recipe: Settings of the run.
-        seed: Its seed.
-        device: Where to compute.
-        curve_points: Number of epochs of a long curve that are kept.
-        tick: Called after every epoch with the number of seeds that trained, 1.
     """
     start = time.perf_counter()
-    recorder = Recorder(tick)
+    recorder = Recorder()
     seed_everything(seed, verbose=False)
     module = TinyGPTModule(
         recipe.config, recipe.vocabulary.vocab, recipe.optimizer, recipe.lr_scheduler, recipe.taught, recipe.loss_on

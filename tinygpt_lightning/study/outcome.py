@@ -8,11 +8,9 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchmetrics.functional.text import char_error_rate
 
 from tinygpt_lightning.gpt.model import TinyGPT
-from tinygpt_lightning.gpt.tokenizer import CharTokenizer
 from tinygpt_lightning.study.ensemble import Ensemble
 from tinygpt_lightning.study.recipe import Recipe
 from tinygpt_lightning.trained import TrainedGPT
@@ -28,12 +26,9 @@ def as_trained(outcome: Outcome, name: str) -> Any:
 
 @torch.no_grad()
 def outcomes(ensemble: Ensemble, recipe: Recipe, curve_points: int) -> dict[int, Outcome]:
-    """The outcome of each seed. NaN and inf (a diverged loss) become None.
+    """The outcome of each seed at the end of a run, with ``curve_points`` epochs of a long curve.
 
-    Args:
-        ensemble: The replicates at the end of the run.
-        recipe: Settings of the run.
-        curve_points: Number of epochs of a long curve that are kept.
+    NaN and inf (a diverged loss) become None.
     """
     ensemble.note_exactness()
     loss_on = ensemble.loss_with_dropout().tolist()
@@ -43,25 +38,22 @@ def outcomes(ensemble: Ensemble, recipe: Recipe, curve_points: int) -> dict[int,
         curves["update_norm"] = torch.stack(ensemble.steps.norms, dim=1)
     *starts, total = [0, *accumulate(stage.epochs for stage in recipe.stages)]
     kept = kept_epochs(total, starts, curve_points)
-    first_losses = _numbers(curves["loss"][:, starts])
-    thinned = {name: _numbers(curve[:, kept]) for name, curve in curves.items()}
-    norms = ensemble.steps.norms
-    first_updates = [number(norm) for norm in norms[starts[-1]].tolist()] if norms else None  # of the last stage
     factors = ensemble.steps.rate_factor
     model = TinyGPT(recipe.config).to(ensemble.device)  # holds the weights of one replicate after another
     by_seed = {}
     for index, seed in enumerate(ensemble.seeds):
         ensemble.copy_weights(index, model)
+        own = {name: curve[index].tolist() for name, curve in curves.items()}
         by_seed[seed] = {
             **generated(recipe, model),
             "epochs": [epoch + 1 for epoch in kept],
-            **{name: curve[index] for name, curve in thinned.items()},
-            "first_loss_of_stage": first_losses[index],
+            **{name: [number(curve[epoch]) for epoch in kept] for name, curve in own.items()},
+            "first_loss_of_stage": [number(own["loss"][epoch]) for epoch in starts],
             "epochs_to_exact": ensemble.exact_after[index],
             "epochs_of_run_to_exact": ensemble.exact_in_run[index],
             "final_loss_dropout_on": number(loss_on[index]),
             "final_loss_dropout_off": number(loss_off[index]),
-            **({"first_update_norm": first_updates[index]} if first_updates else {}),
+            **({"first_update_norm": number(own["update_norm"][starts[-1]])} if "update_norm" in own else {}),
             **({} if factors is None else {"learning_rate_factor": number(factors[index].item())}),
             "seconds": ensemble.seconds / len(ensemble.seeds),
         }
@@ -88,22 +80,14 @@ def number(value: float) -> float | None:
     return float(f"{value:.9g}") if math.isfinite(value) else None
 
 
-def _numbers(values: Tensor) -> list[list[float | None]]:
-    return [[number(value) for value in row] for row in values.tolist()]
-
-
 def generated(recipe: Recipe, model: TinyGPT) -> Outcome:
     """Generate greedily from the prompt, with the vocabulary that is saved and, if another one, that of training."""
-    stages = len(recipe.stages)
-    trained_with, read_with = recipe.tokenizer(stages - 1), recipe.tokenizer(stages)
-    outcome = _generated(recipe, model, read_with)
-    if read_with.vocab != trained_with.vocab:
-        in_training = _generated(recipe, model, trained_with)
-        outcome.update({f"{name}{IN_TRAINING}": value for name, value in in_training.items()})
+    outcome: Outcome = {}
+    trained_with, read_with = (recipe.tokenizer(len(recipe.stages) - 1 + later) for later in (0, 1))
+    readings = {"": read_with} if read_with.vocab == trained_with.vocab else {"": read_with, IN_TRAINING: trained_with}
+    for suffix, tokenizer in readings.items():
+        text = TrainedGPT(model, tokenizer, recipe.taught).complete(recipe.prompt)
+        rate = number(char_error_rate([text], [recipe.text]).item())
+        fields = {"exact": text == recipe.text, "text": text, "generated_char_error_rate": rate}
+        outcome |= {f"{name}{suffix}": value for name, value in fields.items()}
     return outcome
-
-
-def _generated(recipe: Recipe, model: TinyGPT, tokenizer: CharTokenizer) -> Outcome:
-    text = TrainedGPT(model, tokenizer, recipe.taught).complete(recipe.prompt)
-    error_rate = number(char_error_rate([text], [recipe.text]).item())
-    return {"exact": text == recipe.text, "text": text, "generated_char_error_rate": error_rate}

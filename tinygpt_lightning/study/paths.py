@@ -14,18 +14,11 @@ Patch = Mapping[str, Any]  # path of a setting to its value
 
 
 def change(settings: Settings, patch: Patch) -> list[str]:
-    """Set values at their paths, in place, as the command line of `fit` does.
+    """Set values at their paths, in place, as the command line of `fit` does; returns the paths that lead nowhere.
 
     A path may lead to several places, or to none: ``stages[1:]`` is every stage but the first. Settings are merged
     into a group of settings: ``model.config`` with a width keeps the other sizes. A class of another name takes its
     own defaults.
-
-    Args:
-        settings: Plain nested values.
-        patch: Path to value.
-
-    Returns:
-        The paths that lead to no place.
 
     Raises:
         UsageError: If a path is malformed, or leads through a value that has no parts.

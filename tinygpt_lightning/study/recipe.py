@@ -42,11 +42,6 @@ class StudyStage(Stage):
 
     Args:
         epochs: Length of the stage, in epochs.
-        reset_optimizer: Whether the stage starts with an empty optimizer; if not, the state of the one before is
-            carried over.
-        optimizer: Makes the stage's optimizer from the parameters; null means the model's.
-        lr_scheduler: Makes the stage's learning rate scheduler from its optimizer; null means the model's, or none
-            if the stage has an optimizer of its own.
         steps: Must be null, and interval, frequency and monitor the defaults: a study counts epochs.
         until: When the stage ends before its epochs, as in `fit`; such runs are trained one at a time.
         keep: Entries of Adam's state (exp_avg, exp_avg_sq, step) that are carried over (true) or reset (false).
@@ -98,33 +93,19 @@ DEFAULTS = dataclasses.asdict(TrainerSettings())
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """Everything that determines a run, except its seed.
+    """Everything that determines a run, except its seed."""
 
-    Args:
-        settings: All settings as plain values; a row of results stores them.
-        config: Sizes and dropout of the model.
-        loss_on: Whether the loss is over all characters or over those of the answer.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the scheduler from the optimizer; None means a constant rate. It steps once an epoch.
-        taught: The pair to learn.
-        vocabulary: The symbols of the pair, with the ids of stage 1.
-        stages: The stages, in order.
-        renumber: Whether the vocabulary is renumbered after the first stage, as in the original project.
-        trainer: Settings of the Trainer.
-        alone: Why the stacked engine cannot train it, so that it needs one `fit` at a time; None if it can.
-    """
-
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # all of them as plain values, which the rows of results store
     config: GPTConfig
     loss_on: Literal["all", "answer"]
     optimizer: OptimizerCallable
-    lr_scheduler: LRSchedulerCallable | None
+    lr_scheduler: LRSchedulerCallable | None  # it steps once an epoch; None means a constant rate
     taught: Taught
-    vocabulary: CharTokenizer
+    vocabulary: CharTokenizer  # the symbols of the pair, with the ids of stage 1
     stages: list[StudyStage]
-    renumber: bool
+    renumber: bool  # whether the vocabulary is renumbered after the first stage, as in the original project
     trainer: TrainerSettings
-    alone: str | None = None
+    alone: str | None = None  # why the stacked engine cannot train it, so that it needs one `fit`; None if it can
 
     @functools.cached_property
     def key(self) -> str:
@@ -181,12 +162,8 @@ class RecipeParser(Parser):
         one_stage = [Namespace(dataclasses.asdict(StudyStage(epochs=30)))]  # type: ignore[no-untyped-call]
         self.add_argument("--stages", type=list[StudyStage], default=one_stage, help="The stages, in order.")
         self.add_class_arguments(TrainerSettings, "trainer", instantiate=True)
-        self.add_argument(
-            "--renumber",
-            type=bool,
-            default=False,
-            help="Whether the vocabulary is renumbered after the first stage, as in the original project.",
-        )
+        about = "Whether the vocabulary is renumbered after the first stage, as in the original project."
+        self.add_argument("--renumber", type=bool, default=False, help=about)
 
     def plain(self, settings: Any) -> dict[str, Any]:
         """Parsed settings as plain values, without steps and the vocabulary's size, which follows from the data."""
@@ -223,8 +200,13 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: If a setting is wrong; the message names it.
     """
+    return _read(as_key(settings))
+
+
+@functools.cache
+def _read(settings: str) -> Recipe:
     parser = _parser()
-    parsed = parser.parse_object(json.loads(json.dumps(settings)))  # the parser changes its argument
+    parsed = parser.parse_object(json.loads(settings))
     try:
         run = parser.instantiate(parsed)
         data = QADataModule(**run.data, n_positions=run.model.config.n_positions)
@@ -240,23 +222,19 @@ def read_recipe(settings: Mapping[str, Any]) -> Recipe:
     )  # fmt: skip
     alone = _check(recipe)
     if alone and (recipe.renumber or any(stage.intervenes for stage in recipe.stages)):
-        raise UsageError(
-            f"{alone} needs one fit at a time: expected no renumber, keep, weights or first_update, which only the "
-            "stacked engine has"
-        )
+        only = "renumber, keep, weights or first_update, which only the stacked engine has"
+        raise UsageError(f"{alone} needs one fit at a time: expected no {only}")
     return dataclasses.replace(recipe, alone=alone)
 
 
 def _check(recipe: Recipe) -> str | None:
     """Check the stages; returns the first setting that the stacked engine cannot train."""
     alone = [f"data.path ({len(recipe.taught.pairs)} pairs)"] if "path" in recipe.settings["data"] else []
-    alone += [
-        f"trainer.{name}" for name, value in recipe.settings.get("trainer", {}).items() if value != DEFAULTS[name]
-    ]
+    trainer = recipe.settings.get("trainer", {})
+    alone += [f"trainer.{name}" for name, value in trainer.items() if value != DEFAULTS[name]]
     if not recipe.stages:
         raise UsageError("stages: expected at least one stage, got none")
-    first = recipe.stages[0]
-    if first.intervenes:
+    if recipe.stages[0].intervenes:
         raise UsageError("stages[0]: expected no keep, weights or first_update, since no stage precedes it")
     before = None
     for number, stage in enumerate(recipe.stages):
@@ -275,15 +253,12 @@ def _check_stage(stage: StudyStage, kind: type[Optimizer], before: type[Optimize
     """Check a stage; returns what the stacked engine cannot do."""
     if (stage.interval, stage.frequency, stage.monitor) != ("epoch", 1, None):
         raise ValueError("interval, frequency, monitor: expected epoch, 1 and null, since a study's schedulers step so")
-    alone = ["until"] if stage.until is not None else []
+    alone = [name for name in ("until", "freeze", "restore_best", "reload_dataloaders") if getattr(stage, name)]
     alone += [f"the optimizer {kind.__name__}, which is not elementwise,"] if kind.__name__ not in ELEMENTWISE else []
     if stage.keep and (not set(stage.keep) <= set(ADAMS_STATE) or not issubclass(kind, torch.optim.Adam)):
-        raise ValueError(
-            f"keep: expected {', '.join(ADAMS_STATE)} of Adam or AdamW, got {', '.join(stage.keep)} of {kind.__name__}"
-        )
+        got = f"{', '.join(stage.keep)} of {kind.__name__}"
+        raise ValueError(f"keep: expected {', '.join(ADAMS_STATE)} of Adam or AdamW, got {got}")
     if before and kind != before and not stage.keeps_nothing:
-        raise ValueError(
-            "reset_optimizer: expected true, or the optimizer class of the stage before, "
-            f"got {kind.__name__} after {before.__name__}"
-        )
+        got = f"{kind.__name__} after {before.__name__}"
+        raise ValueError(f"reset_optimizer: expected true, or the optimizer class of the stage before, got {got}")
     return alone

@@ -29,16 +29,9 @@ CLAIMS: dict[str | None, type[Claims]] = {
 
 
 def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> str:
-    """Write report.md, the figures and the TensorBoard events into ``folder``.
+    """Write report.md, the figures and the TensorBoard events of all ``rows`` in ``folder``, in place of earlier ones.
 
-    Args:
-        study: The design.
-        rows: All rows in ``folder``.
-        folder: Where to write; an earlier report is replaced.
-        command: The command that was typed.
-
-    Returns:
-        The opening paragraph.
+    The report names the ``command``. Returns its opening paragraph.
     """
     results = Results(study, rows)
     claims = CLAIMS[study.plan.claims](results)
@@ -84,11 +77,12 @@ def tuning_section(claims: Claims) -> list[str]:
 
 def title(claims: Claims, name: str) -> str:
     """The title, which says whether the report answers its question."""
-    topic = claims.results.study.plan.title or name
     shortcoming = claims.shortcoming()
-    return f"{topic}, not answered: {shortcoming}" if shortcoming else f"{topic}, answered"
+    answered = f"not answered: {shortcoming}" if shortcoming else "answered"
+    return f"{claims.results.study.plan.title or name}, {answered}"
 
 
+FACTOR = "learning_rate_factor"
 CELLS_EXPLAINED = (
     "Median (smallest–largest) over the seeds. *Exact*: greedy decoding from the prompt, with the vocabulary as it is "
     "read back, gives the whole sentence; *in training vocabulary*: the same weights, read with the vocabulary of "
@@ -104,22 +98,21 @@ def cell_table(results: Results) -> str:
     """One line for each cell; it depends on the outcomes only."""
     epochs = "epochs_of_run_to_exact" if results.study.plan.outcome == "epochs_of_run" else "epochs_to_exact"
     columns: dict[str, Callable[[list[Outcome]], str]] = {
+        "exact in training vocabulary": lambda found: f"{sum(as_trained(o, 'exact') for o in found)}/{len(found)}",
         "error rate of the generated text": lambda found: spread(o["generated_char_error_rate"] for o in found),
         "first loss of the last stage": lambda found: spread(o["first_loss_of_stage"][-1] for o in found),
         "epochs to exactness": lambda found: epochs_spread(found, epochs),
         "final loss, dropout off": lambda found: spread(o["final_loss_dropout_off"] for o in found),
         "final loss, dropout on": lambda found: spread(o["final_loss_dropout_on"] for o in found),
+        "first update of the last stage": lambda found: spread(o.get("first_update_norm") for o in found),
+        "learning rate times": lambda found: spread(o[FACTOR] for o in found if FACTOR in o),
     }
-    outcomes = [outcome for _, _, outcome in results.runs]
-    if any(f"exact{IN_TRAINING}" in outcome for outcome in outcomes):
-        exact = {"exact in training vocabulary": lambda found: _share(found, lambda o: as_trained(o, "exact"))}
-        columns = {**exact, **columns}
-    if any("update_norm" in outcome for outcome in outcomes):
-        columns["first update of the last stage"] = lambda found: spread(o.get("first_update_norm") for o in found)
-    if any("learning_rate_factor" in outcome for outcome in outcomes):
-        columns["learning rate times"] = lambda found: spread(
-            o["learning_rate_factor"] for o in found if "learning_rate_factor" in o
-        )
+    fields = {
+        f"exact{IN_TRAINING}": "exact in training vocabulary", "update_norm": "first update of the last stage",
+        FACTOR: "learning rate times",
+    }  # fmt: skip
+    for field in fields.keys() - {name for _, _, outcome in results.runs for name in outcome}:
+        del columns[fields[field]]
     rows = []
     for cell, by_seed in results.by_cell.items():
         found = list(by_seed.values())
@@ -130,10 +123,6 @@ def cell_table(results: Results) -> str:
     return table(["cell", "parameters", "n", "exact", "95 % interval", *columns], rows)
 
 
-def _share(outcomes: list[Outcome], is_success: Callable[[Outcome], bool]) -> str:
-    return f"{sum(map(is_success, outcomes))}/{len(outcomes)}"
-
-
 def comparison_section(claims: Claims, title: str, family: Sequence[Comparison]) -> list[str]:
     """A table with one line for each comparison of a family, and the text that explains it."""
     if not family:
@@ -141,24 +130,22 @@ def comparison_section(claims: Claims, title: str, family: Sequence[Comparison])
     rows = [
         [
             each.factor, each.within, each.measure or "exactness", " / ".join(each.levels), " / ".join(each.shown),
-            _effect(each), f"{each.n}" + (f" ({each.left_out} diverged)" if each.left_out else ""),
+            "–" if each.effect is None
+            else f"{100 * each.effect:+.3g} %" if each.measure is None else f"× {each.effect:.3g}",
+            f"{each.n}" + (f" ({each.left_out} diverged)" if each.left_out else ""),
             shown_p(each.p).removeprefix("= "), shown_p(each.p_holm or 0).removeprefix("= "),
         ]
         for each in family
     ]  # fmt: skip
     header = ["factor", "within", "measure", "levels", "exact runs, or medians", "effect", "seeds", "p", "p (Holm)"]
-    n = len(claims.results.seeds)
-    few = (
-        f" **{n} seeds cannot tell**: no matched pair of cells could be significant."
-        if claims.cannot_tell(family)
-        else ""
-    )
-    return [
-        f"## {title}",
-        table(header, rows),
+    explained = (
         f"{COMPARISONS_EXPLAINED} All p-values of this table are corrected together after Holm, without those that are "
-        f"1 whatever the labels; below {SIGNIFICANCE} a difference counts as established.{few}",
-    ]
+        f"1 whatever the labels; below {SIGNIFICANCE} a difference counts as established."
+    )
+    if claims.cannot_tell(family):
+        n = len(claims.results.seeds)
+        explained += f" **{n} seeds cannot tell**: no matched pair of cells could be significant."
+    return [f"## {title}", table(header, rows), explained]
 
 
 COMPARISONS_EXPLAINED = (
@@ -170,12 +157,6 @@ COMPARISONS_EXPLAINED = (
     "that never became exact is censored; medians are Kaplan–Meier's. Runs of a seed share their first weights, as far "
     "as they are of one shape, and their dropout."
 )
-
-
-def _effect(each: Comparison) -> str:
-    if each.effect is None:
-        return "–"
-    return f"{100 * each.effect:+.3g} %" if each.measure is None else f"× {each.effect:.3g}"
 
 
 def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure], folder: Path) -> None:
@@ -196,12 +177,8 @@ def _to_tensorboard(results: Results, report: str, figures: Mapping[str, Figure]
 
 def _provenance(rows: list[Row]) -> str:
     seconds = timedelta(seconds=round(sum(row.seconds for row in rows)))
-    made_with = {
-        ", ".join(f"{name} {value}" for name, value in part.items())
-        for row in {id(row.common): row for row in rows}.values()
-        for part in row.common.made_with.values()
-    }
-    return "\n".join(
-        [f"- {text}" for text in sorted(made_with)]
-        + [f"- {seconds} of computing, if no run had shared its beginning with another's"]
-    )
+    commons = {id(row.common): row.common for row in rows}.values()
+    parts = [part for common in commons for part in common.made_with.values()]
+    made_with = {", ".join(f"{name} {value}" for name, value in part.items()) for part in parts}
+    computing = f"{seconds} of computing, if no run had shared its beginning with another's"
+    return "\n".join(f"- {text}" for text in [*sorted(made_with), computing])

@@ -32,50 +32,36 @@ class RowsError(UsageError):
 
 @dataclass(frozen=True)
 class Common:
-    """What the runs of a cell share.
+    """What the runs of a cell share."""
 
-    Args:
-        settings: Everything that determines a run, except its seed.
-        made_with: Engine and versions, on which the last bits of an outcome depend.
-    """
-
-    settings: Settings
-    made_with: dict[str, Any]
+    settings: Settings  # everything that determines a run, except its seed
+    made_with: dict[str, Any]  # engine and versions, on which the last bits of an outcome depend
 
     @functools.cached_property
     def key(self) -> str:
         """Identifies the cell."""
         return as_key(self.settings)
 
-    @functools.cached_property
-    def name(self) -> str:
-        """Key in ``settings.json``: a hash of the content, of 48 bits."""
-        return hashlib.sha256(as_key(self.content).encode()).hexdigest()[:12]
-
     @property
     def content(self) -> dict[str, Any]:
         """Its entry in ``settings.json``."""
         return {"settings": self.settings, **self.made_with}
 
+    @functools.cached_property
+    def name(self) -> str:
+        """Key in ``settings.json``: a hash of the content, of 48 bits."""
+        return hashlib.sha256(as_key(self.content).encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run.
-
-    Args:
-        common: What it shares with other runs.
-        cell: Name of its cell.
-        levels: Factor to level.
-        seed: Its seed.
-        seconds: Computing time, shared beginnings included.
-        outcome: Its outcome.
-    """
+    """A finished run."""
 
     common: Common
-    cell: str
-    levels: Mapping[str, str]
+    cell: str  # the cell's name
+    levels: Mapping[str, str]  # factor to level
     seed: int
-    seconds: float
+    seconds: float  # of computing, shared beginnings included
     outcome: Outcome
 
     @property
@@ -98,20 +84,13 @@ class Row:
     def read(cls, line: bytes, commons: Mapping[str, Common]) -> Row:
         """The row of a line; raises ValueError, TypeError or KeyError if it is none."""
         entry = json.loads(line)
-        about = [entry.pop(name) for name in ("cell", "seed", "settings", "seconds")]
-        names = [name for name in entry if name.startswith(LEVEL)]
-        levels = {name.removeprefix(LEVEL): entry.pop(name) for name in names}
-        cell, seed, settings, seconds = about
+        levels = {name.removeprefix(LEVEL): entry.pop(name) for name in list(entry) if name.startswith(LEVEL)}
+        cell, seed, settings, seconds = (entry.pop(name) for name in ("cell", "seed", "settings", "seconds"))
         return cls(commons[settings], cell, levels, seed, seconds, entry)
 
 
 class Results:
-    """The outcomes of a study, by cell and seed.
-
-    Args:
-        study: The design.
-        rows: Rows of the study; those of cells or seeds outside the design are ignored.
-    """
+    """The outcomes of a study, by cell and seed; rows of other cells or seeds are ignored."""
 
     def __init__(self, study: Study, rows: Iterable[Row]) -> None:
         outcomes = {row.key: row.outcome for row in rows}
@@ -144,8 +123,7 @@ def load(folder: Path) -> tuple[list[Row], list[str]]:
         RowsError: If a line in the middle of a file is damaged.
     """
     rows: dict[tuple[str, int], Row] = {}
-    messages = []
-    commons = load_settings(folder)
+    messages, commons = [], load_settings(folder)
     for path in [folder / "rows.jsonl", *sorted(folder.glob("rows-*.jsonl"))]:
         # A line ends with its newline; what follows the last newline is unfinished.
         *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
@@ -155,9 +133,8 @@ def load(folder: Path) -> tuple[list[Row], list[str]]:
             try:
                 row = Row.read(line, commons)
             except (ValueError, TypeError, KeyError):
-                raise RowsError(
-                    f"{path}, line {number}: expected a row whose settings are in settings.json, got {line[:60]!r}"
-                ) from None
+                expected = "a row whose settings are in settings.json"
+                raise RowsError(f"{path}, line {number}: expected {expected}, got {line[:60]!r}") from None
             rows.setdefault(row.key, row)
     return list(rows.values()), messages
 
@@ -171,13 +148,8 @@ def load_settings(folder: Path) -> dict[str, Common]:
     path = folder / "settings.json"
     try:
         entries = json.loads(path.read_bytes()) if path.exists() else {}
-        return {
-            name: Common(
-                _completed(as_key(entry["settings"])),
-                {part: value for part, value in entry.items() if part != "settings"},
-            )
-            for name, entry in entries.items()
-        }
+        # A setting that is newer than the row has its default: the behaviour before that setting.
+        return {name: Common(read_recipe(entry.pop("settings")).settings, entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
@@ -187,15 +159,9 @@ def load_settings(folder: Path) -> dict[str, Common]:
 def save_settings(folder: Path, commons: Iterable[Common]) -> None:
     """Add entries to ``settings.json``, all or nothing."""
     path = folder / "settings.json"
-    entries = json.loads(path.read_bytes()) if path.exists() else {}
-    entries = {**{common.name: common.content for common in commons}, **entries}
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    entries = {**{common.name: common.content for common in commons}, **before}
     write_whole(path, (json.dumps(entries, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
-
-
-@functools.cache
-def _completed(settings: str) -> Settings:
-    # A setting that is newer than the row has its default, which stands for the behaviour before that setting.
-    return read_recipe(json.loads(settings)).settings
 
 
 def check_same_study(commons: Iterable[Common], study: Study, folder: Path) -> None:
@@ -208,10 +174,8 @@ def check_same_study(commons: Iterable[Common], study: Study, folder: Path) -> N
     for settings in {common.key: common.settings for common in commons}.values():
         if difference := first_difference(expected, study.neutral(settings)):
             path, ours, theirs = difference
-            raise RowsError(
-                f"{folder}: expected rows made with {path}={ours!r}, got one made with {theirs!r}; "
-                "give --output another folder or remove this one"
-            )
+            got = f"expected rows made with {path}={ours!r}, got one made with {theirs!r}"
+            raise RowsError(f"{folder}: {got}; give --output another folder or remove this one")
 
 
 def first_difference(settings: Any, others: Any, path: str = "") -> tuple[str, Any, Any] | None:
@@ -222,19 +186,13 @@ def first_difference(settings: Any, others: Any, path: str = "") -> tuple[str, A
     """
     if not (isinstance(settings, dict) and isinstance(others, dict)):
         return None if settings == others else (path, settings, others)
-    names = sorted({*settings, *others})
-    differences = (
-        first_difference(settings.get(name), others.get(name), f"{path}.{name}" if path else name) for name in names
-    )
-    return next((difference for difference in differences if difference), None)
+    start = f"{path}." if path else ""
+    parts = (first_difference(settings.get(n), others.get(n), start + n) for n in sorted({*settings, *others}))
+    return next((difference for difference in parts if difference), None)
 
 
 class RowWriter:
-    """Appends rows to a file of this process.
-
-    Args:
-        path: The file.
-    """
+    """Appends rows to a file of this process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -247,12 +205,11 @@ class RowWriter:
             OSError: If it fails; the file is as before, and the rows are kept for the next write.
         """
         self._pending += [row.line for row in rows]
-        if not self._pending:
+        if not (content := b"".join(self._pending)):
             return
         with self.path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                content = b"".join(self._pending)
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
                 os.fsync(file.fileno())

@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
+from itertools import product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from tinygpt_lightning.commands.errors import UsageError, say
 from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.progress import WorkProgress
 from tinygpt_lightning.study import rows
-from tinygpt_lightning.study.chunks import ChunkRunner, epochs_needed
+from tinygpt_lightning.study.chunks import train
 from tinygpt_lightning.study.design import LARGEST_SEED, Cell, FabricSettings, Plan, Study
 from tinygpt_lightning.study.findings import LOSS, MEASURES, OUTCOMES
 from tinygpt_lightning.study.fits import fit_outcome
@@ -43,12 +44,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / ".lock").open("ab")
-
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()  # which releases every claim
+        self.close = self._file.close  # which releases every claim
 
     def take(self, seeds: Sequence[int]) -> bool:
         """Claim ``seeds``, unless another process has one of them."""
@@ -94,7 +90,7 @@ class Runner:
         rank: Number of this process among those of one command, from 0.
 
     Raises:
-        UsageError: If Fabric cannot use these settings.
+        UsageError: If Fabric cannot use the plan's settings.
     """
 
     def __init__(self, study: Study, folder: Path, rank: int = 0) -> None:
@@ -104,16 +100,13 @@ class Runner:
         self.rank = rank
         self.device = _device(study.plan.fabric, rank)
         self.commons = {cell: rows.Common(cell.recipe.settings, self._made_with(cell)) for cell in study.cells}
-        self.finished: set[tuple[str, int]] = set()
-        self.failed: set[tuple[str, int]] = set()
+        # All runs in the order of their rows; those without a row yet, and without an error in this process, are left.
+        self.runs = [(cell.recipe.key, seed) for cell in study.cells for seed in study.plan.seed_list]
+        self.left = set(self.runs)
         self.progress: WorkProgress | None = None
 
-    def run(self, command: str, is_tuning: bool = False) -> bool:
-        """Run everything that is missing, then write rows and report.
-
-        Args:
-            command: The command that was typed, for the report.
-            is_tuning: Whether to write rows only.
+    def run(self, command: str | None = None) -> bool:
+        """Run everything that is missing, then write rows and, if a ``command`` was typed, the report that names it.
 
         Returns:
             Whether every run of the design has a row, and not all of them diverged.
@@ -127,7 +120,7 @@ class Runner:
         for message in messages:
             say(message)
         self.folder.mkdir(parents=True, exist_ok=True)  # only now: a refused study leaves no folder
-        with Claims(self.folder) as claims:
+        with closing(Claims(self.folder)) as claims:
             with claims.alone():
                 rows.save_settings(self.folder, self.commons.values())
             others = self._start_others() if self._read() else {}
@@ -138,7 +131,7 @@ class Runner:
                 time.sleep(POLL_SECONDS)
                 self.work(claims)
             _report_deaths(others)
-            return self._gather(command, is_tuning)
+            return self._gather(command)
 
     def work(self, claims: Claims) -> None:
         """Compute the chunks that no other process computes, until there is none left."""
@@ -146,52 +139,57 @@ class Runner:
         keep_freed_memory()
         writer = rows.RowWriter(self.folder / f"rows-{platform.node()}-{os.getpid()}.jsonl")
         parent = os.getppid()
-
-        def finish(cell: Cell, outcomes: dict[int, Outcome]) -> None:
-            # All seeds of the chunk were trained, since a stack of another size may round differently.
-            found = [
-                rows.Row(
-                    self.commons[cell], cell.name, cell.levels, seed, outcomes[seed].pop("seconds"), outcomes[seed]
-                )
-                for seed in outcomes
-                if (cell.recipe.key, seed) not in self.finished
-            ]
-            self.finished |= {row.key for row in found}
-            try:
-                writer.write(found)
-            except OSError as error:
-                say(f"{writer.path}: {error.strerror}; its rows are written with the next ones")
-
-        def fail(cell: Cell, seeds: list[int], error: Exception) -> None:
-            self.failed |= {(cell.recipe.key, seed) for seed in seeds}
-            reason = (str(error).splitlines() or [""])[0]
-            say(f"failed: {cell.name}, seeds {seeds}: {type(error).__name__}: {reason}")
-
-        def tick(units: int) -> None:
-            if self.progress:
-                self.progress.advance(units)
-            elif self.rank and os.getppid() != parent:
-                raise SystemExit(1)  # the command was killed
-
         for seeds in self.plan.chunks:
             if self._unfinished(seeds) and claims.take(seeds):
                 self._read()
-                if cells := self._unfinished(seeds):
-                    together = [cell for cell in cells if not self._is_alone(cell)]
-                    ChunkRunner(self.plan, self.device, seeds, finish, fail, tick).run(together)
-                    for cell, seed in self._alone(cells, seeds):
-                        try:
-                            outcome = fit_outcome(cell.recipe, seed, self.device, self.plan.curve_points, tick)
-                            finish(cell, {seed: outcome})
-                        except Exception as error:  # it must not cost the other cells their outcomes
-                            fail(cell, [seed], error)
-                    writer.write()
+                for cell, trained, found in self._train(seeds):
+                    self._keep(cell, trained, found, writer)
+                    if self.rank and os.getppid() != parent:
+                        raise SystemExit(1)  # the command was killed
+                writer.write()
                 claims.release(seeds)
 
-    def _alone(self, cells: Sequence[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
-        """The runs that are trained one at a time, and have no row yet."""
-        runs = [(cell, seed) for cell in cells if self._is_alone(cell) for seed in seeds]
-        return [(cell, seed) for cell, seed in runs if (cell.recipe.key, seed) not in self.finished]
+    def _train(self, seeds: list[int]) -> Iterator[tuple[Cell, list[int], dict[int, Outcome] | Exception]]:
+        """The outcomes of the cells that lack a row, as soon as they are there, or the errors that ended them."""
+        cells = self._unfinished(seeds)
+        for cell, found in train([c for c in cells if not self._is_alone(c)], seeds, self.plan, self.device):
+            yield cell, seeds, found
+        for cell, seed in product([c for c in cells if self._is_alone(c)], seeds):
+            if (cell.recipe.key, seed) in self.left:
+                try:
+                    yield cell, [seed], {seed: fit_outcome(cell.recipe, seed, self.device, self.plan.curve_points)}
+                except Exception as error:  # it must not cost the other cells their outcomes
+                    yield cell, [seed], error
+
+    def _keep(
+        self, cell: Cell, seeds: list[int], found: dict[int, Outcome] | Exception, writer: rows.RowWriter
+    ) -> None:
+        """Write the rows of a cell, or report its error."""
+        if isinstance(found, Exception):
+            reason = (str(found).splitlines() or [""])[0]
+            say(f"failed: {cell.name}, seeds {seeds}: {type(found).__name__}: {reason}")
+        else:
+            common = self.commons[cell]
+            made = [rows.Row(common, cell.name, cell.levels, seed, o.pop("seconds"), o) for seed, o in found.items()]
+            try:
+                # All seeds of the chunk were trained, since a stack of another size may round differently.
+                writer.write(row for row in made if row.key in self.left)
+            except OSError as error:
+                say(f"{writer.path}: {error.strerror}; its rows are written with the next ones")
+        self._done((cell.recipe.key, seed) for seed in seeds)
+
+    def _read(self) -> int:
+        """Read which runs are finished, those of other processes included; returns how many are left."""
+        self._done(row.key for row in rows.load(self.folder)[0])
+        return len(self.left)
+
+    def _done(self, runs: Iterable[tuple[str, int]]) -> None:
+        self.left -= set(runs)
+        if self.progress and (units := self.progress.total - len(self.left) - self.progress.done):
+            self.progress.advance(units)
+
+    def _unfinished(self, seeds: Sequence[int]) -> list[Cell]:
+        return [cell for cell in self.study.cells if any((cell.recipe.key, seed) in self.left for seed in seeds)]
 
     def _is_alone(self, cell: Cell) -> bool:
         return self.plan.engine == "fit" or cell.recipe.alone is not None
@@ -199,50 +197,26 @@ class Runner:
     def _made_with(self, cell: Cell) -> dict[str, Any]:
         plan = self.plan
         engine: dict[str, Any] = {"device": self.device.type, "threads": plan.threads}
-        engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk, "share": plan.share}
-        return {"engine": engine, "versions": _versions()}
-
-    def _read(self) -> int:
-        """Read which runs are finished, those of other processes included; returns the seed-epochs that are left."""
-        self.finished |= {row.key for row in rows.load(self.folder)[0]}
-        left = self._work_left()
-        if self.progress:
-            self.progress.advance(max(0, self.progress.total - left - self.progress.done))
-        return left
-
-    def _unfinished(self, seeds: Sequence[int]) -> list[Cell]:
-        known = self.finished | self.failed
-        return [cell for cell in self.study.cells if any((cell.recipe.key, seed) not in known for seed in seeds)]
-
-    def _work_left(self) -> int:
-        """Epochs of all seeds that are not finished."""
-        total = 0
-        for seeds in self.plan.chunks:
-            cells = self._unfinished(seeds)
-            alone = [cell for cell in cells if self._is_alone(cell)]
-            together = [cell for cell in cells if cell not in alone]
-            epochs = sum(stage.epochs for cell in alone for stage in cell.recipe.stages)
-            total += len(seeds) * (epochs + epochs_needed(together, self.plan.share))
-        return total
+        engine |= {"one fit at a time": True} if self._is_alone(cell) else {"chunk": plan.chunk}
+        versions = {name: metadata.version(name) for name in ("tinygpt-lightning", "torch", "lightning")}
+        return {"engine": engine, "versions": {"python": platform.python_version(), **versions}}
 
     def _start_others(self) -> dict[int, BaseProcess]:
-        self.progress = WorkProgress("study", "seed-epochs", self._work_left())
-        context = multiprocessing.get_context("spawn")
+        self.progress = WorkProgress("study", "runs", len(self.left))
+        make, arguments = multiprocessing.get_context("spawn").Process, (self.plan, self.study.base, self.study.tuned)
         others: dict[int, BaseProcess] = {}
         for rank in range(1, self.plan.fabric.devices):
-            arguments = (self.study.plan, self.study.base, self.study.tuned, self.folder, rank)
-            others[rank] = context.Process(target=_other_process, args=arguments, daemon=True)
+            others[rank] = make(target=_other_process, args=(*arguments, self.folder, rank), daemon=True)
             others[rank].start()
         return others
 
-    def _gather(self, command: str, is_tuning: bool) -> bool:
+    def _gather(self, command: str | None) -> bool:
         finished, _ = rows.load(self.folder)
-        places = [(cell.recipe.key, seed) for cell in self.study.cells for seed in self.plan.seed_list]
-        order = {place: number for number, place in enumerate(places)}
+        order = {run: number for number, run in enumerate(self.runs)}
         # Rows of an earlier, larger design are kept, after those of this one.
         finished.sort(key=lambda row: (order.get(row.key, len(order)), row.key))
         rows.save(self.folder, finished)
-        if not is_tuning:
+        if command:
             print(write_report(self.study, finished, self.folder, command))
             say(f"report: {self.folder / 'report.md'}")
         results = rows.Results(self.study, finished)
@@ -253,25 +227,20 @@ class Runner:
         return not results.missing and results.diverged < len(results.runs)
 
 
-def tuned(study: Study, folder: Path, command: str) -> Study:
+def tuned(study: Study, folder: Path) -> Study:
     """Choose the tuned setting of each cell, on the seeds of the tuning, and return the study with it.
 
-    Args:
-        study: The design.
-        folder: Folder of the results; those of the tuning are in a folder ``tuning`` in it.
-        command: The command that was typed.
+    The results of the tuning are in a folder ``tuning`` in the ``folder`` of the results.
     """
     measures = [MEASURES[name] for name in (OUTCOMES[study.plan.outcome], LOSS) if name]
     found: dict[str, list[tuple[float, ...]]] = {}  # of each cell: its medians, and the index of the value
     candidates = study.tuning()
     for index, (_, candidate) in enumerate(candidates):
         place = folder / "tuning" / str(index)
-        Runner(candidate, place).run(command, is_tuning=True)
+        Runner(candidate, place).run()
         for cell, by_seed in rows.Results(candidate, rows.load(place)[0]).by_cell.items():
             values = [[measure(outcome) for outcome in by_seed.values()] for measure in measures]
-            medians = [
-                median([math.inf if value is None else value for value in each] or [math.inf]) for each in values
-            ]
+            medians = (median([math.inf if v is None else v for v in each] or [math.inf]) for each in values)
             found.setdefault(cell.name, []).append((*medians, index))
     best = {name: candidates[int(min(tried)[-1])][0] for name, tried in found.items()}
     return Study(study.plan, study.base, best) if best else study
@@ -279,7 +248,7 @@ def tuned(study: Study, folder: Path, command: str) -> Study:
 
 def _other_process(plan: Plan, base: Settings, tuned: Mapping[str, Any] | None, folder: Path, rank: int) -> None:
     """The work of a process that another one has started."""
-    with suppress(KeyboardInterrupt), Claims(folder) as claims:  # the process that started this one says so
+    with suppress(KeyboardInterrupt), closing(Claims(folder)) as claims:  # the process that started this one says so
         Runner(Study(plan, base, tuned), folder, rank).work(claims)
 
 
@@ -289,11 +258,6 @@ def _report_deaths(others: dict[int, BaseProcess]) -> None:
             how = f"was killed (signal {-code})" if code < 0 else f"failed (exit code {code})"
             say(f"process {rank} {how}: the others take over its runs")
             del others[rank]
-
-
-def _versions() -> dict[str, str]:
-    names = ("tinygpt-lightning", "torch", "lightning")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def _device(settings: FabricSettings, rank: int) -> torch.device:

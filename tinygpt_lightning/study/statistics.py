@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -13,18 +12,8 @@ from scipy import stats
 MOST_ENUMERATED = 20  # differences whose signs are enumerated, a million ways; beyond, the normal approximation
 
 
-class Interval(NamedTuple):
-    """A confidence interval."""
-
-    low: float
-    high: float
-
-
-def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Exact interval of a proportion (Clopper and Pearson 1934).
-
-    Raises:
-        ValueError: If ``n`` is below 1 or ``successes`` is not from 0 to ``n``.
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper and Pearson 1934); ValueError unless it is of 0 to ``n`` successes.
 
     >>> low, high = clopper_pearson(20, 20)  # 0.025 ** (1 / 20)
     >>> round(low, 4), high
@@ -32,23 +21,20 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 to n successes and n of 1 or more, got {successes} of {n}")
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
-    return Interval(float(interval.low), float(interval.high))
+    low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
+    return float(low), float(high)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student's interval of a mean.
-
-    Raises:
-        ValueError: If there are fewer than two values.
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean; ValueError for fewer than two values.
 
     >>> mean_interval([2.0, 2.0, 2.0])
-    Interval(low=2.0, high=2.0)
+    (2.0, 2.0)
     """
     if len(values) < 2:
         raise ValueError(f"expected two values or more, got {len(values)}")
     half = stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def sign_flip(differences: Sequence[float]) -> float:
@@ -78,10 +64,7 @@ def permutation_test(seeds: Sequence[Sequence[tuple[Sequence[bool], Sequence[boo
 
     The statistic is the number of successes at the first level. Under the null a seed's runs are exchangeable: each
     choice of the runs that carry the first label is equally likely, the same one in all its strata of one shape. With
-    one run at each level this is McNemar's exact test.
-
-    Args:
-        seeds: For each seed its strata: the outcomes at the first level and at the second one.
+    one run at each level this is McNemar's exact test. Each seed has strata: the outcomes at both levels.
 
     >>> pair = [([True], [False])]  # one seed, one stratum
     >>> permutation_test([pair] * 6)  # 2 / 2^6
@@ -119,11 +102,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def kaplan_meier(times: Sequence[float], events: Sequence[bool]) -> dict[float, float]:
-    """The share without an event after each time at which there is one (Kaplan and Meier 1958).
-
-    Args:
-        times: Time of the event, or of the last observation.
-        events: Whether there was an event at that time.
+    """The share without an event after each time of one (Kaplan and Meier 1958); other times end an observation.
 
     >>> kaplan_meier([1, 2, 2, 3], [True, True, False, True])
     {1: 0.75, 2: 0.5, 3: 0.0}
@@ -138,10 +117,6 @@ def kaplan_meier(times: Sequence[float], events: Sequence[bool]) -> dict[float, 
 
 def logrank_scores(times: Sequence[float], events: Sequence[bool]) -> list[float]:
     """Each run's score in the log-rank test (Peto and Peto 1972): its events less those expected by its time.
-
-    Args:
-        times: Time of the event, or of the last observation.
-        events: Whether there was an event at that time.
 
     >>> logrank_scores([1, 2], [True, False])
     [0.5, -0.5]

@@ -1,7 +1,4 @@
-"""The optimizer of a stack of replicates, and the length of its updates.
-
-Shapes: ``S`` seeds.
-"""
+"""The optimizer of a stack of ``S`` replicates, and the length of its updates."""
 
 from __future__ import annotations
 
@@ -22,10 +19,6 @@ class Steps:
         stage: The stage, from 0.
         parameters: Parameters of the stack, ``(S, ...)`` each.
         measure: Whether to measure the length of each update.
-
-    Attributes:
-        norms: Euclidean length of each update so far, ``(S,)`` each; empty if it is not measured.
-        rate_factor: Factor on the learning rate of each seed, ``(S,)``; None for no factor.
     """
 
     def __init__(self, recipe: Recipe, stage: int, parameters: Iterable[Tensor], measure: bool) -> None:
@@ -33,8 +26,8 @@ class Steps:
         self.stage = stage
         self.parameters = list(parameters)
         self.measure = measure
-        self.norms: list[Tensor] = []
-        self.rate_factor: Tensor | None = None
+        self.norms: list[Tensor] = []  # Euclidean length of each update so far, if it is measured, (S,) each
+        self.rate_factor: Tensor | None = None  # on the learning rate of each seed, (S,); None for no factor
         self.optimizer, self.lr_scheduler = recipe.build_optimizer(stage, self.parameters)
 
     def fork(self, parameters: Iterable[Tensor]) -> Steps:
