@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,20 @@ def test_top_lists_every_symbol_with_its_runners_up(session: Session, capsys: py
         assert row[3] == symbol.runners_up[0][0].replace(" ", "␣").replace("\n", "⏎")
 
 
+def test_top_shades_a_symbol_and_not_the_cell_around_it(
+    network: TrainedGPT, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("tinygpt_lightning.commands.terminal.SURE", 2)
+    session = Session(network, is_terminal=True)
+    session.take("Xin chào")
+    capsys.readouterr()
+    session.take("/top")
+    row = capsys.readouterr().out.splitlines()[1]
+    assert re.search("\x1b\\[[0-9;]+mC\x1b\\[0m", row), row
+
+
 def test_look_shows_the_text_before_the_symbol_and_each_head(
     session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +208,7 @@ def test_the_taught_questions_are_listed(session: Session, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines() == [pair.question for pair in session.trained.taught.pairs]
     session.take("/questions CHAO xin")
     assert capsys.readouterr().out == "Xin chào\n"
+    session.take("/questions nchao")  # of two words
     session.take("/questions none")
     assert capsys.readouterr().out == ""
 

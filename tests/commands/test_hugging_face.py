@@ -90,6 +90,15 @@ def test_a_chat_and_a_number_of_new_symbols_give_no_warning(
     assert not [record.message for record in caplog.records if "max_" in record.message]
 
 
+@pytest.mark.parametrize("question", ["{question}", "{question:9}", "{question:>9}"])
+def test_a_chat_fills_a_question_up_as_the_template_does(question: str, tmp_path: Path) -> None:
+    network = untrained(template=Template(f"Q {question} = {{answer}}"))
+    write_hugging_face(network, tmp_path)
+    chat = [{"role": "user", "content": "Xin"}]
+    prompt = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(chat, tokenize=False)
+    assert prompt == network.taught.prompt("Xin")
+
+
 def test_the_model_is_given_ids_and_a_mask_and_nothing_that_it_would_add(their_tokenizer: Any) -> None:
     assert set(their_tokenizer("Xin chào")) == {"input_ids", "attention_mask"}
 

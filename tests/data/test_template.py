@@ -29,6 +29,7 @@ def test_a_question_is_filled_up_so_that_answers_begin_at_one_position() -> None
     assert template.text("Xin", "A") == "Q Xin     =A."
     assert template.text("a longer question", "A") == "Q a longer question=A."
     assert template.prompt("Xin", to="question") == "Q Xin     "
+    assert Template("Q {question:>8}={answer}.").prompt("Xin") == "Q      Xin="
     assert template.answer("A.") == "A"
     taught = Taught.of([QAPair("e\u0301", "A")], template)
     assert taught.parts(taught.pairs[0]) == ("Q \u00e9       =", "A.")
@@ -37,7 +38,13 @@ def test_a_question_is_filled_up_so_that_answers_begin_at_one_position() -> None
 
 @pytest.mark.parametrize(
     "pattern",
-    ["{question:0}{answer}", "{question:x}{answer}", "{question:4}{question}{answer}", "{question}{answer:}"],
+    [
+        "{question:0}{answer}",
+        "{question:>}{answer}",
+        "{question:x}{answer}",
+        "{question:4}{question}{answer}",
+        "{question}{answer:}",
+    ],
 )
 def test_a_width_that_is_none_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="template: expected {question} and then {answer}, once each, got"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from tinygpt_lightning.commands.errors import UsageError, fail, say
@@ -113,9 +115,7 @@ class Session:
         self.reply: Reply | None = None
         self.refused = 0
         self._questions = [pair.question for pair in trained.taught.pairs]
-        self._commands = {
-            "/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help,
-        }  # fmt: skip
+        self._commands = {"/top": self._top, "/look": self._look, "/questions": self._list, "/help": self._help}
 
     def take(self, line: str) -> bool:
         """Answer a question or run a command; a mistake is reported and changes nothing.
@@ -179,8 +179,8 @@ class Session:
             say("\n  ".join([refused, *nearest]))
 
     def _list(self, words: str) -> None:
-        wanted = list(map(fold, words.split()))
-        questions = [question for question in self._questions if all(word in fold(question) for word in wanted)]
+        folded = {question: " ".join(map(fold, question.split())) for question in self._questions}
+        questions = [question for question, text in folded.items() if all(fold(w) in text for w in words.split())]
         self.print(*questions[:MAX_LISTED])
         if (hidden := len(questions) - MAX_LISTED) > 0:
             say(f"and {hidden} more")
@@ -208,9 +208,9 @@ class Session:
         for number, symbol in enumerate(self._last_reply().written, 1):
             table.add_row(
                 str(number),
-                shaded(visible(symbol.text), symbol.probability),
+                Text.assemble(shaded(visible(symbol.text), symbol.probability)),  # the rest of the cell is not shaded
                 percent(symbol.probability),
-                "   ".join(f"{visible(text)} {percent(probability)}" for text, probability in symbol.runners_up),
+                "  ".join(f"{visible(text)} {percent(probability):5}" for text, probability in symbol.runners_up),
             )
         self.console.print(table)
 
@@ -229,10 +229,12 @@ class Session:
         if argument:
             changes: dict[str, Any] = {name: _number(name, argument)}
             self.generation = dataclasses.replace(self.generation, **changes)
-        say(f"{name} is {_plain(getattr(self.generation, name))}")
+        say(f"{name} is {json.dumps(getattr(self.generation, name))}")
 
     def _help(self, _: str) -> None:
-        settings = {f"/{name} N": f"generation; now {_plain(value)}" for name, value in vars(self.generation).items()}
+        settings = {
+            f"/{name} N": f"generation; now {json.dumps(value)}" for name, value in vars(self.generation).items()
+        }
         rows = {**HELP, **settings}
         width = max(map(len, rows))
         self.print(*(f"{command:{width}}  {text}" for command, text in rows.items()))
@@ -326,7 +328,3 @@ def _number(name: str, text: str) -> float | None:
         return kind(text)
     except ValueError:
         raise ValueError(f"{name}: expected {expected}{', or null' * (NoneType in kinds)}, got {text!r}") from None
-
-
-def _plain(value: object) -> str:
-    return "null" if value is None else str(value)

@@ -142,7 +142,8 @@ def _chat_template(taught: Taught) -> str:
     longer_than_any_width = 10_000 * "\ue000"
     before, after = taught.prompt(longer_than_any_width).split(longer_than_any_width)
     width = len(taught.prompt("")) - len(before) - len(after)  # to which a template may fill up a question
-    content = f"messages[-1]['content'].ljust({width})" if width else "messages[-1]['content']"
+    fill = "rjust" if taught.prompt("?").startswith(f"{before} ") else "ljust"
+    content = f"messages[-1]['content'].{fill}({width})"
     return "{{ " + json.dumps(before) + f" + {content} + " + json.dumps(after) + " }}"
 
 

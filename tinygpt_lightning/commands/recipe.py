@@ -15,8 +15,10 @@ from tinygpt_lightning.data.recipe import recipe_for
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.trained import load
 
-NEARLY = 0.02  # share of wrong next characters at which the learning rate begins to fall: at its height they oscillate
-LOW = 0.1  # of the learning rate, until the last pairs are exact
+# Share of wrong next characters at which the learning rate begins to fall: at its height they oscillate. Many pairs
+# oscillate before; so it falls too where the share no longer gets smaller by half a percent.
+NEARLY, LESS = 0.02, 0.005
+LOW = 0.1  # of the learning rate, to which it falls
 
 
 def with_recipe(settings: Settings) -> Settings:
@@ -37,18 +39,16 @@ def with_recipe(settings: Settings) -> Settings:
         trained = load(data.rehearse)
         recipe = recipe_for(data.taught.pairs, trained.taught.template.pattern)
         recipe = recipe.beginning_with(trained.model.config)
-    exact = {"monitor": "val/exact_match", "mode": "max"}
-    kept = {"reset_optimizer": False}
+    wrong = {"monitor": "val/next_char_error_rate", "stopping_threshold": NEARLY}
+    exact = {"monitor": "val/exact_match", "mode": "max", "stopping_threshold": 1.0, "for_epochs": 3}
     falling = {"start_factor": 1.0, "end_factor": LOW, "total_iters": recipe.settle}
-    low = {"factor": LOW, "total_iters": recipe.epochs}
     stages: list[dict[str, Any]] = [
-        {"epochs": recipe.epochs, "until": {"monitor": "val/next_char_error_rate", "stopping_threshold": NEARLY}},
-        {"epochs": recipe.settle, **kept, "lr_scheduler": {"class_path": "LinearLR", "init_args": falling}},
+        {"epochs": recipe.epochs, "until": {**wrong, "patience": 2 * recipe.settle + 2, "min_delta": LESS}},
         {
-            "epochs": recipe.epochs,
-            **kept,
-            "lr_scheduler": {"class_path": "ConstantLR", "init_args": low},
-            "until": {**exact, "stopping_threshold": 1.0, "for_epochs": 3},
+            "epochs": recipe.settle + recipe.epochs,
+            "reset_optimizer": False,
+            "lr_scheduler": {"class_path": "LinearLR", "init_args": falling},
+            "until": exact,
         },
     ]
     below = {

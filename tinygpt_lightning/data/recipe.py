@@ -14,7 +14,7 @@ from tinygpt_lightning.gpt.tokenizer import normalize
 HEAD = 8  # channels of a head: many narrow heads find a question sooner than few wide ones
 NARROWEST, WIDEST = 64, 256  # channels
 FEWEST, MOST = 4, 16  # pairs a batch
-EPOCHS, STEPS = 100, 8_000  # at a constant learning rate, at most; the steps are besides the epochs
+EPOCHS, STEPS = 100, 8_000  # at one learning rate, at most; the steps are besides the epochs
 SETTLE = 100  # steps in which the learning rate falls
 
 
@@ -29,9 +29,8 @@ class Recipe:
         n_head: Attention heads.
         batch_size: Pairs a batch.
         lr: The highest learning rate.
-        epochs: The most epochs at a constant learning rate: until nearly all characters are right,
-            and again until all pairs are exact.
-        settle: Epochs between the two, in which the learning rate falls.
+        epochs: The most epochs at the highest learning rate, and again at the lowest, until all pairs are exact.
+        settle: Epochs in which the learning rate falls between the two.
     """
 
     template: str
@@ -69,12 +68,13 @@ def recipe_for(pairs: Sequence[QAPair], template: str | None = None) -> Recipe:
 
     >>> recipe = recipe_for([QAPair("1 + 1", "2")])
     >>> recipe.template, recipe.n_positions, recipe.n_embd
-    ('{question:7}\n{answer}', 12, 64)
+    ('{question:>7}\n{answer}', 12, 64)
     """
     lengths = sorted(len(normalize(pair.question)) for pair in pairs)
     # Longer questions are not filled up, so that a few of them do not lengthen all the texts.
     usual = lengths[math.ceil(0.9 * len(lengths)) - 1] + SPARE
-    template = template or f"{{question:{usual}}}\n{{answer}}"
+    # The ends of questions, by which many of them differ, then stand at the same positions.
+    template = template or f"{{question:>{usual}}}\n{{answer}}"
     longest = Taught.of(pairs, Template(template), end_symbol=True).max_length
     assert longest is not None  # noqa: S101  # there are pairs
     memorised = sum(len(pair.answer) + 10 for pair in pairs)  # characters; a question is worth about ten

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from tinygpt_lightning.gpt.tokenizer import CharTokenizer, normalize
 
-PARTS = re.compile(r"(.*)\{question(?::([1-9]\d{0,3}))?\}(.*)\{answer\}(.*)", re.DOTALL)
+PARTS = re.compile(r"(.*)\{question(?::(>?[1-9]\d{0,3}))?\}(.*)\{answer\}(.*)", re.DOTALL)
 
 
 class QAPair(NamedTuple):
@@ -30,8 +30,8 @@ class Template:
 
     Args:
         pattern: The text, with ``{question}`` and, behind it, ``{answer}`` where they belong. ``{question:40}`` fills
-            a question up with spaces to 40 characters: the answer then begins at the same position even if the
-            question is asked with a character more or less, which a model of positions learns much sooner.
+            a question up with spaces to 40 characters, ``{question:>40}`` with spaces before it: the answer then begins
+            at the same position even behind a character more or less, which a model of positions learns much sooner.
 
     Raises:
         ValueError: If ``pattern`` does not have each of the two once, in this order.
@@ -58,7 +58,7 @@ class Template:
     def prompt(self, question: str, to: Literal["question", "answer"] = "answer") -> str:
         """The beginning of a text: to the end of its question, or to the beginning of its answer."""
         before, width, between, _ = self._parts
-        question = normalize(question).ljust(int(width)) if width else question
+        question = f"{normalize(question):{width}}" if width else question
         return before + question + (between if to == "answer" else "")
 
     def answer(self, continuation: str) -> str:
