@@ -67,6 +67,6 @@ def with_recipe(settings: Settings) -> Settings:
     say(
         f"auto: {len(data.taught.pairs)} pairs, model.config.n_positions {config.n_positions}, n_embd {config.n_embd}, "
         f"n_head {config.n_head}, data.batch_size {settings.config.data.batch_size}, at most "
-        f"{settings.config.stages[0].epochs} epochs until all are exact"
+        f"{sum(stage.epochs or 0 for stage in settings.config.stages)} epochs until all are exact"
     )
     return settings
