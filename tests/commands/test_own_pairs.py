@@ -305,7 +305,9 @@ def test_ten_mistakes_are_told_at_once(own: Path, command: Command) -> None:
 @pytest.mark.parametrize("verb", ["fit", "validate", "predict"])
 def test_a_missing_file_is_told_by_its_name(there: Path, command: Command, verb: str) -> None:
     result = command(verb, "--config", "own.yaml", "--data.path", "none.jsonl")
-    assert result == (2, "", "error: none.jsonl: No such file or directory\n")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert "none.jsonl" in result.err
 
 
 def test_an_exact_repetition_is_a_warning_and_counts_once(own: Path, command: Command) -> None:
