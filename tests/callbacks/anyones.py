@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanMetric
 
 from tinygpt_lightning import Stage, StagedTraining, Until, current_stage
@@ -442,35 +442,14 @@ class CutsEpochs(Anyones):
         return -1 if batch_idx == 3 - self.current_epoch % 2 else None
 
 
-class OwnPlace(DataLoader[Tensor]):
-    """Counts the batches that were fetched, also one not used yet, as torchdata's ``StatefulDataLoader`` does."""
-
-    given = skipped = 0
-
-    def __iter__(self) -> Any:
-        self.given, self.skipped = self.skipped % len(self), 0
-        return self._batches()
-
-    def _batches(self) -> Iterator[Tensor]:
-        for batch in islice(super().__iter__(), self.given, None):
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"given": self.given}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped = state_dict["given"]
-
-
 class Stateful(Anyones):
     def train_dataloader(self) -> Any:
-        return OwnPlace(Drawn(), batch_size=2, shuffle=True)
+        return StatefulDataLoader(Drawn(), batch_size=2, shuffle=True)
 
 
 class StatefulWorkers(Anyones):
     def train_dataloader(self) -> Any:
-        return OwnPlace(Drawn(), batch_size=2, shuffle=True, num_workers=2)
+        return StatefulDataLoader(Drawn(), batch_size=2, shuffle=True, num_workers=2)
 
 
 def second_epoch(trainer: Trainer, pl_module: LightningModule) -> bool:

@@ -189,12 +189,15 @@ class ExactResume(Callback):
             _warn_of_callbacks(trainer)
 
     def _set_up_data(self, trainer: Trainer, loop: int, set_up: Callable[[], None]) -> None:
-        """Let a resumed run make the loaders of the epoch in which they were made; then hooks draw the same numbers."""
+        """Let a resumed run make the loaders of the epoch in which they were made, and draw the same there."""
         made_in = self._reloaded[loop] if self._reloaded else -1
         counts = trainer.fit_loop.epoch_progress.current
+        seeds = bool(self._seeds) and loop == 0 and self in trainer.callbacks  # type: ignore[attr-defined]
         with replaced(counts, "completed", made_in) if made_in >= 0 else nullcontext():  # trainer.current_epoch
+            if seeds:
+                self._seed(trainer, "loaders", trainer.current_epoch)
             set_up()
-        if self._seeds and loop == 0 and self in trainer.callbacks:  # type: ignore[attr-defined]
+        if seeds:
             self._seed(trainer, *(("epoch start", trainer.current_epoch) if self._has_started else ("start", 0)))
 
     def _begin_epoch(self, trainer: Trainer, pl_module: LightningModule, _: None) -> None:
