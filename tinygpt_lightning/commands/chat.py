@@ -159,11 +159,10 @@ class Session:
         if self.trained.taught.known_from is not None and not self.trained.ask(question).known:
             self._refuse(question)
             return
-        near = self.trained.as_taught(question)
-        if fold(near) != fold(question):
-            say(f"read as: {near}")
         self.reply = None
         self.reply = Reply(self.trained, question, self.generation)
+        if fold(self.reply.question) != fold(question):
+            say(f"read as: {self.reply.question}")
         for symbol in self.reply.shown():
             self.write(symbol)
         self.end_line()
@@ -263,6 +262,7 @@ class Reply:
         generation: How to generate.
 
     Attributes:
+        question: The taught question that it is read as, or itself.
         written: All symbols so far, including the template's text after an answer, and the end symbol.
 
     Raises:
@@ -273,9 +273,9 @@ class Reply:
     def __init__(self, trained: TrainedGPT, question: str, generation: GenerationConfig) -> None:
         self.trained = trained
         self.written: list[Symbol] = []
-        question = trained.as_taught(question)
-        trained.tokenizer.encode(question)  # on its own, so that an error gives a position in the question
-        prompt = trained.taught.template.prompt(question)
+        self.question = trained.as_taught(question)
+        trained.tokenizer.encode(self.question)  # on its own, so that an error gives a position in the question
+        prompt = trained.taught.template.prompt(self.question)
         self._ids, self._generation = trained.encode_prompt(prompt, generation)
         self._prompt_length = len(self._ids)
 
