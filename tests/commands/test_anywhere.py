@@ -209,7 +209,6 @@ REFUSED = {
     "a profiler of another machine": ("--trainer.profiler", "xla"),
     "a precision of another library": ("--trainer.precision", "transformer-engine"),
     "a strategy that is not here": ("--trainer.strategy", "deepspeed"),
-    "a model larger than the memory": ("--model.config.n_embd", "12000000"),
 }
 
 
@@ -220,6 +219,14 @@ def test_what_lightning_refuses_is_told_in_a_few_lines(home: Path, command: Comm
     assert result.err.startswith("error: ")
     assert result.err.count("\n") <= 5
     assert "Traceback" not in result.err
+    assert not Path("checkpoints").exists()
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(home: Path, command: Command) -> None:
+    result = command(*FIT, "--model.config.n_embd", "12000000")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: model.config: ")
+    assert result.err.count("\n") == 1
     assert not Path("checkpoints").exists()
 
 
