@@ -236,11 +236,13 @@ def test_losses_are_shown_with_three_digits_that_count(trained: Path) -> None:
     assert all(len(loss.replace("e-", " ").split()[0].strip("0.")) <= 4 and float(loss) > 0 for loss in losses), losses
 
 
-def test_max_steps_ends_a_run_that_can_be_resumed(home: Path, command: Command) -> None:
-    result = command(*FIT, "--trainer.max_steps", "7", "--stages", "[{epochs: 9}, {epochs: 3}]")
+@pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
+@pytest.mark.parametrize("amount", [7, 11])
+def test_a_limit_ends_a_run_that_can_be_resumed(home: Path, command: Command, limit: str, amount: int) -> None:
+    result = command(*FIT, f"--trainer.{limit}", amount, "--stages", "[{epochs: 9}, {epochs: 3}]")
     assert result.code == 0
-    assert "--trainer.max_steps -1" in result.err
-    assert read_checkpoint(RUN / "last.ckpt")["global_step"] == 7
-    assert command("fit", "--ckpt_path", RUN, "--trainer.max_steps", "-1").code == 0
+    assert f"--trainer.{limit} -1" in result.err
+    assert read_checkpoint(RUN / "last.ckpt")["global_step"] == amount
+    assert command("fit", "--ckpt_path", RUN, f"--trainer.{limit}", "-1").code == 0
     assert command(*FIT, "--stages", "[{epochs: 9}, {epochs: 3}]").code == 0
     assert same_weights(RUN, RUN.with_name("version_1"))

@@ -12,6 +12,7 @@ import pytest
 
 from tinygpt_lightning import Stage, StagedTraining
 from tinygpt_lightning.callbacks.graceful_stop import GracefulStop
+from tinygpt_lightning.callbacks.stages import Position
 from tinygpt_lightning.commands.errors import UsageError
 from tinygpt_lightning.commands.resume import RunFiles
 from tinygpt_lightning.commands.runs import Run, configured_root, list_runs, new_run, newest_of_all, runs_folder
@@ -89,7 +90,7 @@ class Saves:
         self.run, self.now, self.saved = Run(folder), 0.0, list[tuple[int, str]]()
         self.trainer: Any = SimpleNamespace(
             strategy=SimpleNamespace(broadcast=lambda value: value), loggers=[], is_global_zero=True,
-            callbacks=[StagedTraining([Stage(epochs=4), Stage(epochs=4)])], global_step=8, max_steps=-1,
+            callbacks=[StagedTraining([Stage(epochs=4), Stage(epochs=4)])], global_step=8,
             should_stop=False, current_epoch=0, max_epochs=8, save_checkpoint=self.save,
         )  # fmt: skip
         monkeypatch.setattr("time.monotonic", lambda: self.now)
@@ -111,6 +112,7 @@ class Saves:
             files.on_train_epoch_end(self.trainer, module)
             if ends_stage:
                 self.save(self.run.stage(index + 1))
+        self.trainer.callbacks[0].position = Position(1, 4, 4, is_over=True)
         files.on_train_end(self.trainer, module)
         return self.saved
 

@@ -210,8 +210,9 @@ def _ending(settings: Settings, trainer: Trainer, stop: GracefulStop) -> tuple[s
             return "ended early by Timer", _without(Timer, settings)
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             return f"ended early by EarlyStopping on {callback.monitor}", _without(EarlyStopping, settings)
-    if trainer.global_step == trainer.max_steps:
-        return "ended early by max_steps", ["--trainer.max_steps", "-1"]
+    for limit, reached in (("max_steps", trainer.global_step), ("max_epochs", trainer.current_epoch)):
+        if reached == settings.config.trainer[limit]:
+            return f"ended early by {limit}", [f"--trainer.{limit}", "-1"]
     return "ended early by a callback", []
 
 

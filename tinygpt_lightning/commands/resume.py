@@ -303,7 +303,7 @@ class RunFiles(Checkpoint):
             self._stage_file = self.run.stage(len(self.run.settings["stages"]))
             trainer.save_checkpoint(self._stage_file, weights_only=False)
             self._link_last(trainer)
-        elif trainer.global_step == trainer.max_steps and not staged.is_finished:
+        elif not (staged.is_finished or trainer.should_stop):  # a limit of epochs or steps before the stages' end
             self._ended_early = True
             trainer.save_checkpoint(self.run.last, weights_only=False)
 
