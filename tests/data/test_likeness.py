@@ -10,7 +10,7 @@ import pytest
 from own_files import made
 
 from tinygpt_lightning.data.data_module import QADataModule
-from tinygpt_lightning.data.likeness import Questions, edits, threshold
+from tinygpt_lightning.data.likeness import Questions, threshold
 from tinygpt_lightning.data.noise import KINDS, fold, owners
 
 FORMS = ("case", "punctuation", "spaces", "diacritics")
@@ -30,23 +30,6 @@ def questions_of(name: str) -> list[str]:
 def ready(name: str) -> tuple[Questions, float]:
     """The questions, ready to be compared, and their threshold."""
     return Questions(questions_of(name)), threshold(questions_of(name))
-
-
-def slow_edits(one: str, other: str) -> int:
-    if not one or not other:
-        return len(one) + len(other)
-    fewest = min(slow_edits(one[1:], other) + 1, slow_edits(one, other[1:]) + 1)
-    fewest = min(fewest, slow_edits(one[1:], other[1:]) + (one[0] != other[0]))
-    if len(one) > 1 and len(other) > 1 and one[:2] == other[1::-1]:
-        fewest = min(fewest, slow_edits(one[2:], other[2:]) + 1)
-    return fewest
-
-
-def test_edits_are_counted_as_the_definition_says() -> None:
-    source = random.Random(0)
-    for _ in range(400):
-        one, other = ("".join(source.choices("abc", k=source.randrange(6))) for _ in "12")
-        assert edits(one, other) == slow_edits(one, other), (one, other)
 
 
 def test_the_form_of_a_question_plays_no_part() -> None:

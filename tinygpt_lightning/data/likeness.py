@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import accumulate, pairwise
+from itertools import accumulate
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from tinygpt_lightning.data.noise import fold, vary, words
 from tinygpt_lightning.gpt.tokenizer import normalize
 
-CANDIDATES = 12  # questions with the most pairs of characters in common are compared by their edits
+CANDIDATES = 24  # nearest texts, up to three of a question, that are compared further
 SAMPLE = 100  # so many questions and foreign ones are compared to find the threshold
 REFUSED = 0.02  # share of the variations of taught questions that the threshold may refuse
 # Questions that nobody was taught, for the threshold: what people ask a program first.
@@ -23,32 +26,6 @@ FOREIGN = (
     "Làm thế nào để giảm cân nhanh?", "¿Dónde está la biblioteca?", "Comment tu t'appelles ?", "Wie spät ist es?",
     "Сколько стоит билет до Москвы?", "今天天气怎么样", "明日の予定は何ですか", "오늘 뭐 먹을까요?",
 )  # fmt: skip
-
-
-def edits(one: str, other: str) -> int:
-    """Fewest characters to add, drop, replace or swap with their neighbour to get from one text to the other.
-
-    Source: Hyyrö 2003, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances".
-
-    >>> edits("what is a nat", "waht is nat"), edits("", "a")
-    (3, 1)
-    """
-    places: dict[str, int] = defaultdict(int)
-    for i, character in enumerate(one):
-        places[character] |= 1 << i
-    every, last = (1 << len(one)) - 1, 1 << len(one) >> 1
-    more, fewer, diagonal, before, distance = every, 0, 0, 0, len(one)
-    if not one:
-        return len(other)
-    for character in other:
-        here = places.get(character, 0)
-        swapped = ((~diagonal & here) << 1) & before
-        diagonal = (((here & more) + more) ^ more) | here | fewer | swapped
-        higher, lower = fewer | ~(diagonal | more), diagonal & more
-        distance += bool(higher & last) - bool(lower & last)
-        higher, lower = higher << 1 | 1, lower << 1
-        more, fewer, before = (lower | ~(diagonal | higher)) & every, higher & diagonal & every, here
-    return distance
 
 
 class Questions:
@@ -69,10 +46,8 @@ class Questions:
     def __init__(self, questions: Sequence[str]) -> None:
         self._questions = questions
         self._forms = [_forms(question) for question in questions]
-        self._with: dict[tuple[str, str], list[int]] = defaultdict(list)  # questions by two neighbouring characters
-        for i, forms in enumerate(self._forms):
-            for part in _parts("".join(forms[0])):
-                self._with[part].append(i)
+        self._texts = ["".join(form) for forms in self._forms for form in forms]
+        self._questions_of = [i for i, forms in enumerate(self._forms) for _ in forms]
 
     def meant(self, asked: str) -> tuple[float, str]:
         """How much ``asked`` is like the question that is meant, and that question.
@@ -97,13 +72,12 @@ class Questions:
     def _ranked(self, asked: str) -> list[tuple[tuple[float, int], int]]:
         """Candidates with their likeness and, of those that differ in form alone, the edits of the form; best first."""
         folded, exact = fold(asked), normalize(asked).casefold()
-        shared = Counter(i for part in _parts(folded) for i in self._with.get(part, ()))
-        candidates = dict.fromkeys([i for i, _ in shared.most_common(CANDIDATES)] + [*range(len(self._questions))[:3]])
+        near = process.extract(folded, self._texts, scorer=OSA.normalized_similarity, limit=CANDIDATES)
         ranked = []
-        for i in candidates:
+        for i in dict.fromkeys(self._questions_of[text] for *_, text in near):
             whole, *shorter = map("".join, self._forms[i])
             likeness = max(_likeness(folded, whole), *(_likeness(folded, form, missing=1) for form in shorter), 0.0)
-            in_form = edits(exact, self._questions[i].casefold()) if folded == whole else 0
+            in_form = OSA.distance(exact, self._questions[i].casefold()) if folded == whole else 0
             ranked.append(((likeness, -in_form), i))
         return sorted(ranked, key=lambda entry: entry[0], reverse=True)
 
@@ -111,7 +85,7 @@ class Questions:
 def _likeness(asked: str, form: str, *, missing: int = 0) -> float:
     if [c for c in asked if c.isdigit()] != [c for c in form if c.isdigit()]:
         return 0.0
-    return 1 - (edits(asked, form) + missing) / max(len(asked), len(form))
+    return 1 - (OSA.distance(asked, form) + missing) / max(len(asked), len(form))
 
 
 def _has_same_words(asked: Sequence[str], forms: Sequence[Sequence[str]]) -> bool:
@@ -135,7 +109,7 @@ def _has_another(known: Sequence[str], others: Sequence[str], *, added: bool = F
         if low < high:  # with what was inserted at its edges, as far as it is of the same word
             low = max(before[0], bounds[bisect_right(bounds, low) - 1])
             high = min(behind[-1], bounds[bisect_left(bounds, high)])
-        if (low < high or added) and edits(word, text[low:high]) > max(len(word) // 3, min(len(word) - 1, 1)):
+        if (low < high or added) and OSA.distance(word, text[low:high]) > max(len(word) // 3, min(len(word) - 1, 1)):
             return True
         begin = end
     return False
@@ -157,10 +131,6 @@ def _forms(question: str) -> list[list[str]]:
     parts = question.split()
     shorter = [parts, parts[1:], parts[:-1]] if len(parts) > 3 else [parts]
     return [words(" ".join(part)) or [question] for part in shorter]
-
-
-def _parts(folded: str) -> set[tuple[str, str]]:
-    return set(pairwise(f" {folded} "))
 
 
 def threshold(questions: Sequence[str], seed: int = 0) -> float:
