@@ -15,9 +15,10 @@ from own_files import ALPHABETS, made
 
 from tinygpt_lightning.callbacks.exact_resume import ExactResume
 from tinygpt_lightning.callbacks.safe_checkpoint_io import SafeCheckpointIO
-from tinygpt_lightning.data.batches import COPY, Batch, LengthSampler, NumberedPairs
+from tinygpt_lightning.data.batches import COPY, Batch, NumberedPairs
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.noise import KINDS, SPARE, Noise, fold, plain, vary
+from tinygpt_lightning.data.sampler import LengthSampler
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.module import TinyGPTModule
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt_lightning.data.batches import LengthSampler, length_batches
+from tinygpt_lightning.data.sampler import LengthSampler, length_batches
 
 some_lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 

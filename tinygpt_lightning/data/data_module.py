@@ -13,11 +13,12 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from tinygpt_lightning.data.asked import Asked
-from tinygpt_lightning.data.batches import Batch, Collate, LengthSampler, NumberedPairs
+from tinygpt_lightning.data.batches import Batch, Collate, NumberedPairs
 from tinygpt_lightning.data.likeness import threshold
 from tinygpt_lightning.data.noise import Noise, owners
 from tinygpt_lightning.data.pair_files import Mistake, PairFile, PairsError, read_pairs
 from tinygpt_lightning.data.recipe import recipe_for
+from tinygpt_lightning.data.sampler import LengthSampler
 from tinygpt_lightning.data.text import QAPair, Taught, Template
 from tinygpt_lightning.description import read_description
 from tinygpt_lightning.gpt.checkpoint import read_state
