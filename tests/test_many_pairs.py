@@ -13,8 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from tinygpt_lightning.data import sampler
 from tinygpt_lightning.data.batches import Collate
 from tinygpt_lightning.data.data_module import QADataModule
+from tinygpt_lightning.data.sampler import Repetition
 from tinygpt_lightning.gpt.model import GPTConfig
 from tinygpt_lightning.module import TinyGPTModule
 
@@ -53,6 +55,16 @@ def test_two_processes_with_half_the_batch_follow_one_with_the_whole(file: str) 
             weight[32:64] = weights[name][32:64]
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5)
     assert theirs == pytest.approx(metrics, rel=1e-5)
+
+
+def test_two_processes_repeat_the_pairs_that_one_would(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "SHARE", 1)  # so early, all pairs are wrong
+    alone, _ = fitted(file, 8, callbacks=[Repetition(1)])
+    together, _ = fitted(file, 4, callbacks=[Repetition(1)], strategy="ddp_fork", devices=2)
+    without, _ = fitted(file, 8)
+    weights = together.model.lm_head.weight
+    torch.testing.assert_close(weights, alone.model.lm_head.weight, rtol=0, atol=1e-5)
+    assert (weights - without.model.lm_head.weight).abs().max() > 1e-3
 
 
 @pytest.mark.slow

@@ -30,13 +30,14 @@ from tinygpt_lightning.commands.launch import is_torchrun
 from tinygpt_lightning.commands.main import keep_freed_memory
 from tinygpt_lightning.commands.parser import lightning_errors, setting_up
 from tinygpt_lightning.commands.progress import StageProgress
-from tinygpt_lightning.commands.recipe import with_recipe
+from tinygpt_lightning.commands.recipe import apply_recipe
 from tinygpt_lightning.commands.resume import OpenRun, RunFiles, open_run, resume_command
 from tinygpt_lightning.commands.runs import BEST, judge, keep_best
 from tinygpt_lightning.commands.settings import Settings, as_list
 from tinygpt_lightning.commands.tensorboard import RunLogger, TensorBoardReport
 from tinygpt_lightning.data.data_module import QADataModule
 from tinygpt_lightning.data.pair_files import MOST_MISTAKES
+from tinygpt_lightning.data.sampler import Repetition
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.model import TinyGPT
@@ -62,7 +63,7 @@ def fit(args: Sequence[str]) -> None:
     settings = Settings("fit", args)
     if settings.config.auto:
         settings.locate_pairs()
-        settings = with_recipe(settings)
+        apply_recipe(settings)
     with open_run(settings) as opened:
         opened.settings.locate_pairs(*opened.run.path.resolve().parents[: 3 if opened.checkpoint else 0])
         objects = opened.settings.instantiate(pairs=opened.pairs)
@@ -146,6 +147,7 @@ def _callbacks(opened: OpenRun, objects: Namespace, stop: GracefulStop) -> list[
         staged,
         StageProgress(staged, len(objects.data.taught.pairs)),
         *([Snapshots(objects.snapshots)] if objects.snapshots else []),
+        *([Repetition(objects.data.repeat)] if objects.data.repeat and not objects.trainer.overfit_batches else []),
         ExactResume(),
         RunFiles(opened.run, opened.settings.text, objects.save_every_n_seconds, stop),
     ]

@@ -82,15 +82,12 @@ class Settings(LightningCLI):
         command: fit, validate or predict.
         args: The arguments after it.
         base: A file of settings that the arguments override.
-        defaults: A file of settings that the arguments and all their configurations override.
 
     Raises:
         UsageError: If a setting is wrong.
     """
 
-    def __init__(
-        self, command: str, args: Sequence[str], base: Path | None = None, defaults: Path | None = None
-    ) -> None:
+    def __init__(self, command: str, args: Sequence[str], base: Path | None = None) -> None:
         self.command = command
         self.args = list(args)
         super().__init__(
@@ -104,7 +101,6 @@ class Settings(LightningCLI):
                 "prog": f"{PROGRAM} {command}",
                 "description": COMMANDS[command].summary,
                 "usage": f"{PROGRAM} {command} [options]",
-                "default_config_files": [str(defaults)] if defaults else [],
             },
             auto_configure_optimizers=False,  # it would make one optimizer and return it for every stage
             load_from_checkpoint_support=False,  # the module reads its checkpoints itself

@@ -53,6 +53,7 @@ class QADataModule(LightningDataModule):
         noise: Variations of each question that join it in an epoch, on average, as people type it: in another case,
             without diacritics, with a typo, a space or a mark more or less. The answer stays; 0 means the questions
             alone. With noise the trained model also reads a question as the taught one that it is most like.
+        repeat: How often an epoch of ``fit`` has a pair again that was not exact in the last validation.
         rehearse: A checkpoint, or a run's folder, to begin with: its pairs are taught again beside those of ``path``. A
             question of both gets the new answer.
         n_positions: Number of positions of the model; None means enough.
@@ -73,6 +74,7 @@ class QADataModule(LightningDataModule):
         questions: list[str] | None = None,
         prompts: list[str] | None = None,
         noise: float = 0.0,
+        repeat: int = 0,
         rehearse: str | None = None,
         n_positions: int | None = None,
     ) -> None:
@@ -85,6 +87,8 @@ class QADataModule(LightningDataModule):
             raise ValueError(f"data.batch_size: expected 1 or more, got {batch_size}")
         if noise < 0:
             raise ValueError(f"data.noise: expected 0 or more, got {noise}")
+        if repeat < 0:
+            raise ValueError(f"data.repeat: expected 0 or more, got {repeat}")
         self.pair = QAPair(normalize(question), normalize(answer))
         if path is not None and self.pair != QAPair():
             raise ValueError(f"data.path: expected it alone, got data.question {question!r} beside {path}")
@@ -96,6 +100,7 @@ class QADataModule(LightningDataModule):
         self.questions = questions
         self.prompts = prompts
         self.noise = noise
+        self.repeat = repeat
         self.rehearse = rehearse
         self.n_positions = n_positions
         self.as_taught: Callable[[str], str] = str  # how the model that is asked reads a question
