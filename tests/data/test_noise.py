@@ -55,11 +55,11 @@ def paired(questions: list[str]) -> list[QAPair]:
     return [QAPair(question, "A") for question in questions]
 
 
-def test_questions_that_differ_in_their_form_alone_are_never_varied() -> None:
-    noise = Noise(paired(["tá", "ta", "Tạ?", "một câu khác hẳn"]), 1, seed=0)
+def test_questions_that_differ_in_form_or_by_two_typos_are_never_varied() -> None:
+    noise = Noise(paired(["tá", "ta", "Tạ?", "ask for room ro", "Ask for room ru!", "một câu khác hẳn"]), 1, seed=0)
     for epoch in range(50):
-        assert not [varied for row in range(3) for varied in noise(row, epoch)]
-    assert len({varied for epoch in range(50) for varied in noise(3, epoch)}) > 10
+        assert not [varied for row in range(5) for varied in noise(row, epoch)]
+    assert len({varied for epoch in range(50) for varied in noise(5, epoch)}) > 10
 
 
 @pytest.mark.parametrize("seed", range(len(ALPHABETS) * 4))

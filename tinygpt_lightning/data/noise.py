@@ -8,6 +8,9 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
 from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.tokenizer import normalize
 
@@ -17,6 +20,7 @@ NEIGHBOURS = {
     letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2]) for row in ROWS for i, letter in enumerate(row)
 }
 WORD = r"[\u3040-\u30ff\u3400-\u9fff]|[^\u3040-\u30ff\u3400-\u9fff]+"
+TYPOS = 2  # by so many, questions are too much alike for either to be varied
 SPARE = 2  # characters by which a variation may be longer than its question
 
 
@@ -121,7 +125,9 @@ class Noise:
 
     def __init__(self, pairs: Sequence[QAPair], amount: float, seed: int) -> None:
         self._pairs, self._amount, self._seed = pairs, amount, seed
-        self._owners = owners(pair.question for pair in pairs)
+        self._folds = [fold(pair.question) for pair in pairs]
+        self._is_apart: dict[int, bool] = {}
+        self._taught = set(self._folds)
         self._known = {character for pair in pairs for character in pair.question}
 
     def __call__(self, row: int, epoch: int) -> Iterator[QAPair]:
@@ -132,13 +138,21 @@ class Noise:
             epoch: From 0.
         """
         question, answer = self._pairs[row]
+        if not self._stands_apart(row):
+            return
         source = random.Random(f"{self._seed} {epoch} {row}")
         for _ in range(int(self._amount + source.random())):
             varied = vary(question, source)
-            is_alone = len(self._owners[fold(question)]) == 1 and self._owners.get(fold(varied), [row]) == [row]
+            is_another = fold(varied) != self._folds[row] and fold(varied) in self._taught
             fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
-            if is_alone and fits:
+            if fits and not is_another:
                 yield QAPair(varied, answer)
+
+    def _stands_apart(self, row: int) -> bool:
+        if row not in self._is_apart:
+            near = process.extract(self._folds[row], self._folds, scorer=OSA.distance, score_cutoff=TYPOS, limit=2)
+            self._is_apart[row] = len(near) == 1  # the question itself
+        return self._is_apart[row]
 
 
 def owners(questions: Iterable[str]) -> Mapping[str, list[int]]:
