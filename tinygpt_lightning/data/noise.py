@@ -112,10 +112,10 @@ def vary(question: str, source: random.Random) -> str:
 
 
 class Noise:
-    """Variations of taught questions, of known characters, none of which could be meant as another question.
+    """Variations of taught questions, of known characters, none of which is another taught question.
 
-    Questions that differ in case, diacritics, punctuation or spaces alone are not varied: their exact form tells
-    them apart.
+    Questions that up to `TYPOS` typos, or nothing but case, diacritics, punctuation and spaces, tell apart are not
+    varied: a model that is to overlook such differences memorises them up to ten times as slowly.
 
     Args:
         pairs: The questions and their answers.

@@ -22,8 +22,8 @@ STRETCH = 0.1  # lengths are stretched by up to this share, so that a pair meets
 class LengthSampler(DistributedSampler[list[int]]):
     """Makes batches of texts of similar lengths; with several processes, each gets its share of every batch.
 
-    The batches depend on the run's seed and the epoch alone: a resumed run sees the same ones, and one process with
-    a batch as large as those of several processes together sees the same texts.
+    The batches depend on the run's seed, the epoch and what comes again: a resumed run sees the same ones, and one
+    process with a batch as large as those of several processes together sees the same texts.
 
     Args:
         lengths: The length of each text, in characters.
