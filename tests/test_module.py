@@ -101,10 +101,20 @@ def test_a_size_that_is_given_is_taken() -> None:
     assert data.taught.text(QAPair("Q", "A")) == "Q=A"
 
 
-@pytest.mark.parametrize("pairs", [[], [("", "A")], [("Q", "")]])
-def test_pairs_that_are_none_are_refused(pairs: list[tuple[str, str]]) -> None:
-    with pytest.raises(ValueError, match="pairs: expected at least one question and its answer"):
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [], [("", "A")], [("Q", "")], "QA", ["QA"], {"QA": "A"}, [{"question": "Q", "answer": "A"}], [("Q",)],
+        [("Q", "A", "B")], [("Q", 1)], [("Q", "A"), ("Q", "B")],
+    ],
+)  # fmt: skip
+def test_pairs_that_are_none_are_refused(pairs: Any) -> None:
+    with pytest.raises(ValueError, match="^pairs: expected "):
         QADataModule.of(pairs)
+
+
+def test_a_pair_that_comes_twice_is_taught_once() -> None:
+    assert QADataModule.of([["Q", "A"], ("Q", "A")]).taught.pairs == (QAPair("Q", "A"),)
 
 
 # The loss

@@ -101,6 +101,17 @@ def test_a_recipe_needs_pairs(home: Path, command: Command) -> None:
     assert not Path("checkpoints").exists()
 
 
+@pytest.mark.parametrize("setting", [("data.repeat", -1), ("data.batch_size", 0), ("data.template", "abc")])
+def test_a_wrong_setting_is_refused_before_a_recipe(home: Path, command: Command, setting: tuple[str, object]) -> None:
+    Path("pairs.jsonl").write_text('{"question": "Q", "answer": "A"}\n', encoding="utf-8")
+    name, value = setting
+    result = command("fit", "--config", ROOT / "configs/own.yaml", "--data.path", "pairs.jsonl", f"--{name}", value)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert name.removeprefix("data.") in result.err
+    assert len(result.err.splitlines()) == 1
+
+
 def test_the_file_of_a_configuration_is_found_from_any_folder(home: Path, command: Command) -> None:
     (home / "project/configs").mkdir(parents=True)
     settings = yaml.safe_load((ROOT / "configs/own.yaml").read_text(encoding="utf-8"))

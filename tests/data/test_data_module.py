@@ -202,6 +202,11 @@ def test_nothing_is_refused_by_name(name: str) -> None:
         QADataModule(**{name: [] if name.endswith("s") else ""})
 
 
+def test_an_empty_question_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^data\.questions: expected at least one character"):
+        QADataModule(questions=["Xin chào", ""])
+
+
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^data\.batch_size: expected 1 or more, got 0$"):
         QADataModule(batch_size=0)

@@ -26,12 +26,15 @@ def apply_recipe(settings: Settings) -> None:
     """Put the recipe for the pairs below all that was typed or stands in a configuration, and say what it is.
 
     Raises:
-        UsageError: If no pairs are given.
+        UsageError: If no pairs are given, or a setting of the data is wrong.
         PairsError: If the file of pairs is refused.
         OSError: If it cannot be read.
     """
     given = {name: value for name, value in settings.config.data.items() if name not in ("n_positions", "noise")}
-    data = QADataModule(**given)
+    try:
+        data = QADataModule(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if data.path is None and data.pair == QAPair():
         raise UsageError("data.path: expected a file of pairs, as in --data.path pairs.jsonl, got none")
     if data.rehearse is None:

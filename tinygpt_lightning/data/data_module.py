@@ -83,6 +83,8 @@ class QADataModule(LightningDataModule):
             if given is not None and not given:
                 unit = "character" if isinstance(given, str) else name.removesuffix("s")
                 raise ValueError(f"data.{name}: expected at least one {unit}, got none")
+        if questions and not all(questions):
+            raise ValueError("data.questions: expected at least one character in each, got an empty one")
         if batch_size < 1:
             raise ValueError(f"data.batch_size: expected 1 or more, got {batch_size}")
         if noise < 0:
@@ -115,11 +117,18 @@ class QADataModule(LightningDataModule):
             noise: Variations of each question in an epoch.
 
         Raises:
-            ValueError: If there is no pair, or a text is empty.
+            ValueError: If there is no pair, one is not two texts, a text is empty, or a question has two answers.
         """
-        listed = [QAPair(*pair) for pair in pairs]
-        if not listed or not all(question and answer for question, answer in listed):
-            raise ValueError(f"pairs: expected at least one question and its answer, no text empty, got {listed!r:.60}")
+        given: list[Any] = list(pairs)
+        wrong = [
+            pair for pair in given or [given]
+            if not isinstance(pair, (tuple, list)) or list(map(type, pair)) != [str, str] or not all(pair)
+        ]  # fmt: skip
+        if wrong:
+            raise ValueError(f"pairs: expected a question and its answer each, no text empty, got {wrong[0]!r:.60}")
+        listed = [QAPair(*pair) for pair in dict.fromkeys(map(tuple, given))]
+        if len(dict(listed)) < len(listed):
+            raise ValueError("pairs: expected one answer to each question, got several to one")
         recipe = recipe_for(listed)
         data = cls(
             template=template or recipe.template,
