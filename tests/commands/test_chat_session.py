@@ -199,6 +199,7 @@ def test_a_question_that_is_read_as_another_one_is_named(
 
 def test_the_asker_is_refused_in_his_language() -> None:
     assert "chưa được dạy" in refusal("Bạn là ai?")
+    assert "chưa được dạy" in refusal("Thấp nhất?")
     assert "chưa được dạy" in refusal("ban la ai" + "Bạn là ai")
     assert "not taught" in refusal("Who are you?") == refusal("Où est la gare?")
 

@@ -56,6 +56,8 @@ def test_order_and_digits_count() -> None:
         ("法国的首都是哪里?", "法国首都是哪里", "德国的首都是哪里?"),
         ("Where is my order", "whereis my order", "Where is our order"),
         ("Choose row A please", "choose rowA please", "Choose row B please"),
+        ("2 + 2 = ?", "2+2", "2 * 2 = ?"),
+        ("C là gì?", "c la gi", "C++ là gì?"),
     ],
 )
 def test_another_word_is_no_typo(taught: str, typed: str, another: str) -> None:

@@ -170,7 +170,7 @@ class Session:
     def _refuse(self, question: str) -> None:
         """Say that the model was not taught this, and what it was taught instead; a pipe gets an empty line."""
         nearest = self.trained.nearest(question)
-        refused = refusal(question + nearest[0])
+        refused = refusal("\n".join([question, *nearest]))
         if self.is_terminal:
             self.print(refused, *(Padding.indent(near, 2) for near in nearest))
         else:

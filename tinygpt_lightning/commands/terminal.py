@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +18,8 @@ SURE = 0.99  # a character of at least this probability gets no colour
 PALE, STRONG = (255, 240, 170), (240, 90, 70)  # background at probability 1 and at probability 0
 BLOCKS = " ░▒▓█"
 MIN_CELLS = 8  # cells of text in a row, at least, however narrow the terminal is
-VIETNAMESE = "đ\u0309\u0323\u031b\u0306"  # letters and marks that no neighbouring language has: hook, dot, horn, breve
+# What no neighbouring language has: đ, the marks hook, dot, horn and breve, and a circumflex with a tone above it.
+VIETNAMESE = re.compile("[đ\u0309\u0323\u031b\u0306]|\u0302[\u0300\u0301\u0303]")
 
 
 def visible(symbol: str) -> str:
@@ -62,13 +64,12 @@ def refusal(asked: str) -> str:
     """Say, in the language of the question, that the model was not taught to answer it.
 
     Args:
-        asked: The question, and the nearest taught one, which shows the language of a question without diacritics.
+        asked: The question, and the nearest taught ones, which show the language of a question without diacritics.
 
-    >>> refusal("Bạn có khỏe không")
+    >>> refusal("Núi thấp nhất?")
     'Tôi chưa được dạy câu này. Gần nhất là:'
     """
-    is_vietnamese = any(mark in VIETNAMESE for mark in unicodedata.normalize("NFD", asked.lower()))
-    if is_vietnamese:
+    if VIETNAMESE.search(unicodedata.normalize("NFD", asked.lower())):
         return "Tôi chưa được dạy câu này. Gần nhất là:"
     return "I was not taught this. The nearest questions are:"
 

@@ -16,7 +16,7 @@ from tinygpt_lightning.gpt.tokenizer import normalize
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}  # the usual one first; Excel writes ; where a comma is the decimal point
 NAMES = {
     "question": ("question", "prompt", "instruction", "câu hỏi"),
-    "answer": ("answer", "completion", "output", "trả lời", "câu trả lời"),
+    "answer": ("answer", "completion", "output", "trả lời", "câu trả lời", "đáp án"),
 }
 TURNS = ("user", "assistant")
 

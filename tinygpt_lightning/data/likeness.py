@@ -12,7 +12,7 @@ from itertools import accumulate
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from tinygpt_lightning.data.noise import fold, vary, words
+from tinygpt_lightning.data.noise import SIGNS, fold, vary, words
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 CANDIDATES = 24  # nearest texts, up to three of a question, that are compared further
@@ -32,8 +32,8 @@ class Questions:
     """Taught questions, ready to be compared with what people type.
 
     Two questions are alike by the share of characters that need no edit. Case, diacritics, punctuation and spaces play
-    no part, and a missing first or last word counts as one edit. Different digits make a different question, and so
-    does another word in the place of a taught one, as Germany in that of France.
+    no part, and a missing first or last word counts as one edit. Different digits or `SIGNS` make a different
+    question, and so does another word in the place of a taught one, as Germany in that of France.
 
     Args:
         questions: The questions.
@@ -83,7 +83,8 @@ class Questions:
 
 
 def _likeness(asked: str, form: str, *, missing: int = 0) -> float:
-    if [c for c in asked if c.isdigit()] != [c for c in form if c.isdigit()]:
+    one, other = ([c for c in text if c.isdigit() or c in SIGNS] for text in (asked, form))
+    if one != other:
         return 0.0
     return 1 - (OSA.distance(asked, form) + missing) / max(len(asked), len(form))
 

@@ -15,6 +15,7 @@ from tinygpt_lightning.data.text import QAPair
 from tinygpt_lightning.gpt.tokenizer import normalize
 
 MARKS = "?!.,"
+SIGNS = "+*×÷<>#"  # which another question has, as digits: 2 + 2 is not 2 * 2, and C++ is not C
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard
 NEIGHBOURS = {
     letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2]) for row in ROWS for i, letter in enumerate(row)
@@ -35,7 +36,7 @@ def plain(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """What is left of a question without case, diacritics, punctuation and spaces.
+    """What is left of a question without case, diacritics, punctuation (but `SIGNS`) and spaces.
 
     >>> fold(" What is a  NAT?"), fold("...")
     ('whatisanat', '...')
@@ -49,7 +50,7 @@ def words(text: str) -> list[str]:
     >>> words("Đây là mèo?"), words("猫は何?")
     (['day', 'la', 'meo'], ['猫', 'は', '何'])
     """
-    folded = ("".join(filter(str.isalnum, word)) for word in plain(text).casefold().split())
+    folded = ("".join(c for c in word if c.isalnum() or c in SIGNS) for word in plain(text).casefold().split())
     return [word for joined in folded for word in re.findall(WORD, joined)]
 
 
