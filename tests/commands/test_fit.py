@@ -242,6 +242,7 @@ def test_a_limit_ends_a_run_that_can_be_resumed(home: Path, command: Command, li
     result = command(*FIT, f"--trainer.{limit}", amount, "--stages", "[{epochs: 9}, {epochs: 3}]")
     assert result.code == 0
     assert f"--trainer.{limit} -1" in result.err
+    assert "next       " not in result.out, "it is not the run's end"
     assert read_checkpoint(RUN / "last.ckpt")["global_step"] == amount
     assert command("fit", "--ckpt_path", RUN, f"--trainer.{limit}", "-1").code == 0
     assert command(*FIT, "--stages", "[{epochs: 9}, {epochs: 3}]").code == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import Command
 
 
@@ -36,6 +37,15 @@ def test_exactness_that_was_not_measured_is_unknown(home: Path, command: Command
     assert "exact      yes" in result.out
     assert all("not measured" in line for line in result.err.splitlines())
     assert "not exact" not in result.err
+
+
+@pytest.mark.parametrize("limit", ["limit_val_batches", "overfit_batches"])
+def test_one_batch_is_not_all_pairs(home: Path, command: Command, limit: str) -> None:
+    rows = [f'{{"question": "{i}", "answer": "{"no" * i}"}}\n' for i in range(1, 5)]
+    Path("pairs.jsonl").write_text("".join(rows), encoding="utf-8")
+    pairs = ("--data.path", "pairs.jsonl", "--data.batch_size", 2, "--model.config.n_positions", 40)
+    result = command("fit", "--config", "small.yaml", *pairs, f"--trainer.{limit}", 1, "--stages", "[{epochs: 1}]")
+    assert "of the measured pairs" in result.err
 
 
 def test_a_run_that_has_not_learnt_the_sentence_says_so(home: Path, command: Command) -> None:

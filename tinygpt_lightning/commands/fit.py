@@ -43,7 +43,7 @@ from tinygpt_lightning.description import n_parameters
 from tinygpt_lightning.gpt.model import TinyGPT
 from tinygpt_lightning.growth import grow_from
 from tinygpt_lightning.original import OriginalStages
-from tinygpt_lightning.trained import LAST, TrainedGPT, load
+from tinygpt_lightning.trained import TrainedGPT, load
 
 # Ctrl-C, and the signals with which a shell, a system or a cluster announces the end.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -187,6 +187,8 @@ def _report(opened: OpenRun, trainer: Trainer, stop: GracefulStop) -> None:
     (staged,) = (callback for callback in trainer.callbacks if isinstance(callback, StagedTraining))  # type: ignore[attr-defined]
     if staged.is_finished:
         wrong = _print_result(run.path, *keep_best(run, len(config.stages)))
+        if wrong:
+            print("next       train longer, with --stages '[{epochs: …}]', or with a larger --model.config.n_embd")
         if config.auto and wrong:
             _fail_for(wrong)
         return
@@ -254,8 +256,7 @@ def _print_result(run: Path, checkpoint: Path, trained: TrainedGPT, exact: Seque
     print(f"run        {run}")
     if any(run.glob("events.out.tfevents.*")):
         print(f"look       tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
-    size = sum(file.stat().st_size for file in run.iterdir() if file.is_file() and file.name != LAST)
-    print(f"size       {size / 1e6:.1f} MB")  # last.ckpt is another name of a stage's file
-    if not all(exact):
-        print("next       train longer, with --stages '[{epochs: …}]', or with a larger --model.config.n_embd")
+    # last.ckpt may be another name of a stage's file.
+    size = sum({file.stat().st_ino: file.stat().st_size for file in run.iterdir() if file.is_file()}.values())
+    print(f"size       {size / 1e6:.1f} MB")
     return [pair for pair, is_exact in zip(taught.pairs, exact, strict=True) if not is_exact]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -115,7 +116,8 @@ def _state(trainer: Trainer, pairs: int) -> str:
     if "val/exact_match" not in metrics:
         return f"{state}exactness not measured"
     share = float(metrics["val/exact_match"])
-    if trainer.limit_val_batches != 1.0:
+    limit: Any = trainer.limit_val_batches  # 1.0 is all of them, and 1 is one batch
+    if limit != 1.0 or isinstance(limit, int) or trainer.overfit_batches:  # type: ignore[attr-defined]
         return f"{state}{share:.0%} of the measured pairs exact"
     if pairs > 1:
         return f"{state}{round(share * pairs)}/{pairs} exact"
