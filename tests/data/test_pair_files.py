@@ -151,6 +151,7 @@ EXCEL = {
     "semicolons": 'Question;Answer\r\nQ1;"A; 1"\r\n"Q\n2";A2\r\n',
     "tabulators": 'QUESTION\tANSWER\nQ1\tA; 1\n"Q\n2"\tA2\n',
     "vietnamese": 'STT;Câu hỏi;Trả lời\n1;Q1;"A; 1"\n2;"Q\n2";A2\n',
+    "a school's": 'Câu hỏi,Đáp án\nQ1,A; 1\n"Q\n2",A2\n',
     "decomposed": unicodedata.normalize("NFD", 'Câu hỏi , Trả lời \nQ1,A; 1\n"Q\n2",A2\n'),
     "empty rows": 'question;answer;\nQ1;"A; 1";\n;;\n"Q\n2";A2;\n;;\n ; ;\n',
     "empty cells": 'question,answer\nQ1,A; 1,,\n"Q\n2",A2,,\n,,,\n',
