@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import Command
 from networks import learnt
 
@@ -75,6 +76,8 @@ def test_a_model_is_taught_more(home: Path, command: Command) -> None:
     config = taught.model.config
     assert (config.n_embd, config.n_head) == (trained.model.config.n_embd, trained.model.config.n_head)
     assert config.n_positions > trained.model.config.n_positions
+    settings = yaml.safe_load(Path("checkpoints/own/version_0/config.yaml").read_text(encoding="utf-8"))
+    assert settings["stages"][-1]["until"]["for_epochs"] == 1
     refused = command(*own, "--model.config.n_embd", "64")
     assert (refused.code, refused.out) == (2, "")
     assert "leave out --data.rehearse" in refused.err

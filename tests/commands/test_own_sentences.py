@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import Command
 
-from tinygpt_lightning import load
+from tinygpt_lightning import load, read_checkpoint
 from tinygpt_lightning.commands.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +60,8 @@ def test_every_pair_is_exact_and_the_values_stand_in_the_runs_settings(there: Pa
     assert settings["data"]["template"] == trained.taught.template.pattern
     assert settings["auto"] is True
     assert settings["stages"][-1]["until"]["for_epochs"] == 3
+    assert settings["data"]["repeat"] == 3
+    assert "Repetition" in read_checkpoint("checkpoints/own/version_0/last.ckpt")["callbacks"]
 
 
 def test_a_run_is_judged_by_what_it_was_taught(there: Path, command: Command) -> None:

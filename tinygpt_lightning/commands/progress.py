@@ -116,8 +116,8 @@ def _state(trainer: Trainer, pairs: int) -> str:
     if "val/exact_match" not in metrics:
         return f"{state}exactness not measured"
     share = float(metrics["val/exact_match"])
-    limit: Any = trainer.limit_val_batches  # 1.0 is all of them, and 1 is one batch
-    if limit != 1.0 or isinstance(limit, int) or trainer.overfit_batches:  # type: ignore[attr-defined]
+    limit: Any = trainer.limit_val_batches  # 1.0 is all of them, and 1 is one batch; or overfit_batches
+    if limit != 1.0 or isinstance(limit, int):
         return f"{state}{share:.0%} of the measured pairs exact"
     if pairs > 1:
         return f"{state}{round(share * pairs)}/{pairs} exact"

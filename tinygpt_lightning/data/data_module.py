@@ -120,12 +120,9 @@ class QADataModule(LightningDataModule):
             ValueError: If there is no pair, one is not two texts, a text is empty, or a question has two answers.
         """
         given: list[Any] = list(pairs)
-        wrong = [
-            pair for pair in given or [given]
-            if not isinstance(pair, (tuple, list)) or list(map(type, pair)) != [str, str] or not all(pair)
-        ]  # fmt: skip
-        if wrong:
-            raise ValueError(f"pairs: expected a question and its answer each, no text empty, got {wrong[0]!r:.60}")
+        for pair in given or [given]:
+            if not isinstance(pair, (tuple, list)) or list(map(type, pair)) != [str, str] or not all(pair):
+                raise ValueError(f"pairs: expected a question and its answer each, no text empty, got {pair!r:.60}")
         listed = [QAPair(*pair) for pair in dict.fromkeys(map(tuple, given))]
         if len(dict(listed)) < len(listed):
             raise ValueError("pairs: expected one answer to each question, got several to one")

@@ -116,7 +116,7 @@ class Noise:
     """Variations of taught questions, of known characters, none of which is another taught question.
 
     Questions that up to `TYPOS` typos, or nothing but case, diacritics, punctuation and spaces, tell apart are not
-    varied: a model that is to overlook such differences memorises them up to ten times as slowly.
+    varied: a model that is to overlook such differences memorises them more slowly.
 
     Args:
         pairs: The questions and their answers.
@@ -144,7 +144,7 @@ class Noise:
         source = random.Random(f"{self._seed} {epoch} {row}")
         for _ in range(int(self._amount + source.random())):
             varied = vary(question, source)
-            is_another = fold(varied) != self._folds[row] and fold(varied) in self._taught
+            is_another = (folded := fold(varied)) != self._folds[row] and folded in self._taught
             fits = varied.strip() and len(varied) <= len(question) + SPARE and self._known.issuperset(varied)
             if fits and not is_another:
                 yield QAPair(varied, answer)

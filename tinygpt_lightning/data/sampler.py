@@ -90,7 +90,7 @@ class Repetition(Callback):
     """Lets an epoch have the pairs again that were not exact in the last validation.
 
     The last pairs to be memorised are a few among many that the model has known for long. To see those more often
-    halves the epochs that are left, or better.
+    mostly saves epochs.
 
     Args:
         times: How often an epoch has such a pair besides once; less often, or never, where they are many.
